@@ -1,0 +1,361 @@
+"""A graph whose parts fit together: its ways, what can be visited, and what is wrong with its structure.
+
+Three words carry everything here. A wrapper *wraps* the nodes it runs inside itself. A node's *ways* are where
+the token can go from it. The token can *visit* what ways reach from the entry points.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tinyllm.config import (
+    EdgeDefinition,
+    FanoutConfig,
+    GateConfig,
+    GraphDefinition,
+    NodeConfig,
+    NodeDefinition,
+    NodeType,
+    Reader,
+)
+from tinyllm.documents import Document, PathKey, parse_document, read_document
+from tinyllm.errors import Problem
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph that passed every check. `warnings` refuse nothing; `document` is None unless read from text."""
+
+    definition: GraphDefinition
+    warnings: tuple[Problem, ...] = ()
+    document: Document | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def id(self) -> str:
+        return self.definition.id
+
+    @property
+    def entry(self) -> str:
+        """Where a run starts unless told otherwise: the first entry point."""
+        return self.definition.entry_points[0]
+
+    @cached_property
+    def nodes(self) -> Mapping[str, NodeDefinition]:
+        return {node.id: node for node in self.definition.nodes}
+
+    @cached_property
+    def shape(self) -> Shape:
+        return Shape(self.definition.nodes, self.definition.edges, self.definition.entry_points)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that the graph says, whatever text it was read from."""
+        text = json.dumps(self.definition.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def edges_from(self, node_id: str) -> tuple[EdgeDefinition, ...]:
+        """The edges that the token can take, in the order in which they are asked: priority, then file."""
+        return self.shape.edges_from(node_id)
+
+    def ways(self, node_id: str) -> tuple[str, ...]:
+        """Where the token can go from this node, each once, in order."""
+        return self.shape.ways(node_id)
+
+
+def load_graph(path: str | Path) -> Graph:
+    """Read a graph file; raises GraphConfigError with every problem, its line and its column."""
+    return _graph_of(read_document(Path(path)))
+
+
+def parse_graph(text: str | bytes, *, source: str = "<graph>") -> Graph:
+    """Read a graph from YAML or JSON text; raises GraphConfigError like `load_graph`."""
+    return _graph_of(parse_document(text, source=source))
+
+
+def build_graph(value: Mapping[str, Any], *, source: str = "<graph>") -> Graph:
+    """A graph from plain values, as a file would hold them; raises GraphConfigError without positions."""
+    return _graph_of(Document(dict(value), {}, source))
+
+
+def _graph_of(document: Document) -> Graph:
+    reader = Reader(document)
+    for path, problem in structure_findings(reader):
+        reader.report(path, problem)
+    definition = reader.definition()
+    warnings = tuple(sorted(reader.warnings, key=lambda warning: (warning.line or 0, warning.column or 0)))
+    return Graph(definition, warnings, document)
+
+
+# --- ways ----------------------------------------------------------------------------------------------
+
+
+def wrapped_by(config: NodeConfig) -> tuple[str, ...]:
+    """The nodes that a node of this config runs inside itself; empty for all but wrappers."""
+    return config.target_nodes if isinstance(config, FanoutConfig) else ()
+
+
+def config_ways(config: NodeConfig) -> tuple[str, ...]:
+    """The ways that a node's config names, beside its edges."""
+    if not isinstance(config, GateConfig):
+        return ()
+    targets = tuple(condition.target for condition in config.conditions)
+    return targets if config.default_target is None else (*targets, config.default_target)
+
+
+class Shape:
+    """Nodes and edges that are well-formed one by one; they need not fit together yet."""
+
+    def __init__(
+        self, nodes: Iterable[NodeDefinition], edges: Iterable[EdgeDefinition], entry_points: Iterable[str]
+    ) -> None:
+        self.nodes: dict[str, NodeDefinition] = {}
+        for node in nodes:
+            self.nodes.setdefault(node.id, node)
+        grouped: dict[str, list[EdgeDefinition]] = {}
+        for edge in edges:
+            grouped.setdefault(edge.from_node, []).append(edge)
+        self._edges = {
+            node_id: tuple(sorted(out, key=lambda edge: -edge.priority)) for node_id, out in grouped.items()
+        }
+        self._ways: dict[str, tuple[str, ...]] = {}
+        self.visitable = self._reached(entry_points)
+        self.wrapped = self._wrapped()
+
+    def edges_from(self, node_id: str) -> tuple[EdgeDefinition, ...]:
+        node = self.nodes.get(node_id)
+        if node is None or node.type is NodeType.EXIT:
+            return ()
+        inside = wrapped_by(node.config)
+        return tuple(edge for edge in self._edges.get(node_id, ()) if edge.to_node not in inside)
+
+    def ways(self, node_id: str) -> tuple[str, ...]:
+        if node_id not in self._ways:
+            self._ways[node_id] = self._ways_of(node_id)
+        return self._ways[node_id]
+
+    def _ways_of(self, node_id: str) -> tuple[str, ...]:
+        node = self.nodes.get(node_id)
+        if node is None or node.type is NodeType.EXIT:
+            return ()
+        ways = [edge.to_node for edge in self.edges_from(node_id)]
+        ways += config_ways(node.config)
+        if node.on_error is not None:
+            ways.append(node.on_error)
+        return tuple(dict.fromkeys(ways))
+
+    def _reached(self, starts: Iterable[str]) -> dict[str, None]:
+        reached: dict[str, None] = {}
+        waiting = [start for start in starts if start in self.nodes]
+        while waiting:
+            node_id = waiting.pop()
+            if node_id in reached:
+                continue
+            reached[node_id] = None
+            waiting += [way for way in self.ways(node_id) if way in self.nodes]
+        return reached
+
+    def _wrapped(self) -> dict[str, None]:
+        """What runs inside a node that can be visited, directly or deeper."""
+        wrapped: dict[str, None] = {}
+        waiting = list(self.visitable)
+        while waiting:
+            node = self.nodes.get(waiting.pop())
+            for target in wrapped_by(node.config) if node else ():
+                if target not in wrapped:
+                    wrapped[target] = None
+                    waiting.append(target)
+        return wrapped
+
+
+# --- structure -----------------------------------------------------------------------------------------
+
+Finding = tuple[PathKey, Problem]
+
+
+def structure_findings(reader: Reader) -> Iterator[Finding]:
+    """What is wrong or doubtful in how the well-formed parts fit together."""
+    header = reader.header
+    entry_points = header.entry_points if header else ()
+    shape = Shape((n for _, n in reader.nodes), (e for _, e in reader.edges), entry_points)
+    yield from _duplicate_ids(reader)
+    yield from _unknown_references(reader, shape)
+    yield from _points(reader, shape)
+    yield from _wrappers(reader, shape)
+    if reader.refused_ids:
+        # A refused node could be the missing link; what follows would be guesses.
+        return
+    yield from _unreached(reader, shape)
+    yield from _dead_ends(reader, shape)
+    if header is not None and not header.allow_cycles:
+        yield from _cycles(reader, shape)
+    yield from _doubtful_edges(reader, shape)
+
+
+def _error(code: str, message: str, **more: Any) -> Problem:
+    return Problem(code=code, message=message, path="", **more)
+
+
+def _warning(code: str, message: str, **more: Any) -> Problem:
+    return Problem(code=code, message=message, path="", severity="warning", **more)
+
+
+def _duplicate_ids(reader: Reader) -> Iterator[Finding]:
+    seen: dict[str, int] = {}
+    for index, node in reader.nodes:
+        if node.id in seen:
+            yield (("nodes", index, "id"), _error("duplicate_id", f"{node.id!r} is also the id of nodes[{seen[node.id]}]"))
+        seen.setdefault(node.id, index)
+
+
+def references(reader: Reader) -> Iterator[tuple[PathKey, str]]:
+    """Every place of a file that names a node, in the order of the file."""
+    for index, node in reader.nodes:
+        at: PathKey = ("nodes", index)
+        for number, target in enumerate(wrapped_by(node.config)):
+            yield (*at, "config", "target_nodes", number), target
+        if isinstance(node.config, GateConfig):
+            for number, condition in enumerate(node.config.conditions):
+                yield (*at, "config", "conditions", number, "target"), condition.target
+            if node.config.default_target is not None:
+                yield (*at, "config", "default_target"), node.config.default_target
+        if node.on_error is not None:
+            yield (*at, "on_error"), node.on_error
+    for index, edge in reader.edges:
+        yield ("edges", index, "from_node"), edge.from_node
+        yield ("edges", index, "to_node"), edge.to_node
+    if reader.header is not None:
+        for key in ("entry_points", "exit_points", "protected"):
+            for number, name in enumerate(getattr(reader.header, key) or ()):
+                yield (key, number), name
+
+
+def _unknown_references(reader: Reader, shape: Shape) -> Iterator[Finding]:
+    known = [*shape.nodes]
+    for path, name in references(reader):
+        if name not in shape.nodes and name not in reader.refused_ids:
+            hint = f"Nodes: {', '.join(known[:8])}{' ...' if len(known) > 8 else ''}."
+            yield path, _error("unknown_node", f"there is no node {name!r}", hint=hint)
+
+
+def _points(reader: Reader, shape: Shape) -> Iterator[Finding]:
+    for key, kind in (("entry_points", NodeType.ENTRY), ("exit_points", NodeType.EXIT)):
+        for number, name in enumerate(getattr(reader.header, key, None) or ()):
+            node = shape.nodes.get(name)
+            if node is not None and node.type is not kind:
+                yield (key, number), _error("wrong_type", f"{name!r} is of type {node.type}, not {kind}")
+
+
+def _wrappers(reader: Reader, shape: Shape) -> Iterator[Finding]:
+    for index, node in reader.nodes:
+        for number, target in enumerate(wrapped_by(node.config)):
+            path: PathKey = ("nodes", index, "config", "target_nodes", number)
+            inner = shape.nodes.get(target)
+            if inner is not None and inner.type in (NodeType.ENTRY, NodeType.EXIT):
+                yield path, _error("wrapped_point", f"{target!r} is of type {inner.type} and cannot run inside a node")
+            if node.id in _contents(target, shape):
+                yield path, _error("contains_itself", f"{node.id!r} contains itself through {target!r}")
+
+
+def _contents(start: str, shape: Shape) -> dict[str, None]:
+    """`start` and all that runs inside it, at any depth."""
+    found: dict[str, None] = {}
+    waiting = [start]
+    while waiting:
+        node_id = waiting.pop()
+        if node_id in found:
+            continue
+        found[node_id] = None
+        node = shape.nodes.get(node_id)
+        waiting += wrapped_by(node.config) if node else ()
+    return found
+
+
+def _unreached(reader: Reader, shape: Shape) -> Iterator[Finding]:
+    for index, node in reader.nodes:
+        if node.id not in shape.visitable and node.id not in shape.wrapped:
+            yield ("nodes", index), _warning("unreached", f"no way leads to {node.id!r}")
+
+
+def _dead_ends(reader: Reader, shape: Shape) -> Iterator[Finding]:
+    arriving: dict[str, list[str]] = {}
+    for node_id in shape.visitable:
+        for way in shape.ways(node_id):
+            arriving.setdefault(way, []).append(node_id)
+    waiting = [node_id for node_id, node in shape.nodes.items() if node.type is NodeType.EXIT]
+    leads_out: dict[str, None] = {}
+    while waiting:
+        node_id = waiting.pop()
+        if node_id not in leads_out:
+            leads_out[node_id] = None
+            waiting += arriving.get(node_id, [])
+    for index, node in reader.nodes:
+        if node.id in shape.visitable and node.id not in leads_out:
+            yield ("nodes", index), _error("no_way_out", f"no way leads from {node.id!r} to an exit")
+
+
+def _cycles(reader: Reader, shape: Shape) -> Iterator[Finding]:
+    cycle = find_cycle(shape)
+    if cycle:
+        index = next(index for index, node in reader.nodes if node.id == cycle[0])
+        hint = "Remove one of these ways, or say `allow_cycles: true`."
+        yield ("nodes", index), _error("cycle", f"the ways form a cycle: {' -> '.join(cycle)}", hint=hint)
+
+
+def find_cycle(shape: Shape) -> list[str]:
+    """The nodes of one cycle of ways that the token could walk, the first again at the end; [] if there is none."""
+    entered: dict[str, bool] = {}
+    for root in shape.visitable:
+        stack = [(root, iter(shape.ways(root)))] if root not in entered else []
+        entered.setdefault(root, True)
+        while stack:
+            node_id, ways = stack[-1]
+            way = next(ways, None)
+            if way is None:
+                entered[node_id] = False
+                stack.pop()
+            elif entered.get(way):
+                path = [name for name, _ in stack]
+                return [*path[path.index(way) :], way]
+            elif way not in entered and way in shape.nodes:
+                entered[way] = True
+                stack.append((way, iter(shape.ways(way))))
+    return []
+
+
+def _doubtful_edges(reader: Reader, shape: Shape) -> Iterator[Finding]:
+    seen: dict[tuple[str, str, str | None], int] = {}
+    unconditional: dict[str, int] = {}
+    for index, edge in reader.edges:
+        node = shape.nodes.get(edge.from_node)
+        path: PathKey = ("edges", index)
+        same = (edge.from_node, edge.to_node, edge.condition)
+        if node is None:
+            continue
+        if node.type is NodeType.EXIT:
+            yield path, _warning("edge_from_exit", f"an exit ends the run; this edge from {node.id!r} is never taken")
+        elif same in seen:
+            yield path, _warning("duplicate_edge", f"the same edge as edges[{seen[same]}]")
+        elif edge.condition is None and node.type is not NodeType.GATE and edge in shape.edges_from(node.id):
+            if node.id in unconditional:
+                message = f"a second unconditional edge from {node.id!r} is never taken"
+                yield path, _warning("second_unconditional", message, hint="Use a fanout to go several ways at once.")
+            unconditional.setdefault(node.id, index)
+        seen.setdefault(same, index)
+    yield from _conditional_only(reader, shape)
+
+
+def _conditional_only(reader: Reader, shape: Shape) -> Iterator[Finding]:
+    for index, node in reader.nodes:
+        edges = shape.edges_from(node.id)
+        if node.id not in shape.visitable or node.type in (NodeType.GATE, NodeType.EXIT):
+            continue
+        if not any(edge.condition is None for edge in edges):
+            message = f"{node.id!r} has conditional edges only" if edges else f"{node.id!r} has no edge to go on by"
+            hint = "When no condition holds the run fails with ROUTING_ERROR: add an edge without a condition."
+            yield ("nodes", index), _warning("conditional_only", message, hint=hint)

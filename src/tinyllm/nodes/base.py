@@ -1,0 +1,50 @@
+"""What every node type is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, TypeVar
+
+from tinyllm.config import NodeConfig, NodeDefinition
+from tinyllm.context import ExecutionContext
+from tinyllm.message import Message, MessagePayload, NodeResult
+
+C = TypeVar("C", bound=NodeConfig)
+
+
+class BaseNode(ABC):
+    """A node holds its definition and nothing of any run, so that one object serves all runs at once."""
+
+    #: A wrapper runs other nodes through `context.steps`; its own `timeout_ms` bounds those, not itself.
+    wraps: ClassVar[bool] = False
+
+    def __init__(self, definition: NodeDefinition) -> None:
+        self.definition = definition
+        self.id = definition.id
+
+    @abstractmethod
+    async def execute(self, message: Message, context: ExecutionContext) -> NodeResult:
+        """One attempt. Raises NodeError to fail with a code; any other exception fails as `UNKNOWN`."""
+
+    def config_as(self, kind: type[C]) -> C:
+        """This node's config, checked to be of `kind`."""
+        config = self.definition.config
+        if not isinstance(config, kind):
+            raise TypeError(f"{self.id} has a {type(config).__name__}, not a {kind.__name__}")
+        return config
+
+
+def passed_on(message: Message, context: ExecutionContext, **fields: Any) -> Message:
+    """The payload received, without `error`, with the named fields replaced, as a child message."""
+    return context.child_of(message, passed_payload(message, **fields))
+
+
+def passed_payload(message: Message, **fields: Any) -> MessagePayload:
+    return message.payload.replace(**{"error": None, **fields})
+
+
+def success(message: Message, *next_nodes: str, **metadata: Any) -> NodeResult:
+    """A successful result with one output message."""
+    return NodeResult(
+        success=True, output_messages=[message], next_nodes=list(next_nodes), metadata=metadata
+    )

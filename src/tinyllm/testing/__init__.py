@@ -1,0 +1,1 @@
+"""The simulated world in which TinyLLM and the applications built on it are tested."""

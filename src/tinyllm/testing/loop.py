@@ -1,0 +1,598 @@
+"""An event loop without a clock, sockets or threads, on which a run is a function of its inputs.
+
+Tasks, task groups, timeouts, locks, queues, asynchronous generators, threads of `asyncio.to_thread` and
+context variables work as on the loop of asyncio. Time stands still while anything is ready and then jumps
+to the next timer, so `sleep(3600)` costs microseconds. With an empty schedule callbacks run in exactly
+the order of asyncio; a schedule (see `tinyllm.testing.schedule`) holds single task wake-ups back.
+
+Two house rules. Time is in integer nanoseconds, because floats drift; `time()` gives seconds to asyncio
+only. And nothing here may depend on the real clock, on an address, or on the order of a set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from contextvars import Context
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import Any, Final, TypeVar, TypeVarTuple, cast
+
+from tinyllm.testing.holds import AppliedHold, Holds
+from tinyllm.testing.leftovers import close_asyncgens, end_leftovers, report_unseen
+from tinyllm.testing.loop_errors import FencedError, LivelockError, SimulationError, StuckError
+from tinyllm.testing.schedule import Hold, Schedule
+from tinyllm.testing.tasks import (
+    OWNER,
+    Runnable,
+    SimulatedFuture,
+    SimulatedHandle,
+    SimulatedTask,
+    SimulatedTimer,
+    name_of,
+)
+from tinyllm.testing.threads import job_name, run_job
+from tinyllm.testing.unhandled import ReportingLoop
+from tinyllm.testing.waiting import Waiting, waiting
+
+__all__ = [
+    "ANY",
+    "OWNER",
+    "AppliedHold",
+    "FencedError",
+    "LivelockError",
+    "SimulatedFuture",
+    "SimulatedLoop",
+    "SimulatedTask",
+    "SimulatedTimer",
+    "SimulationError",
+    "StuckError",
+    "Waiting",
+    "run",
+]
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
+ANY: Final[Any] = object()
+"""Every owner, where an owner may be given."""
+
+_WATCHED_STEPS: Final = 64
+"""How many of the last steps a LivelockError tells about."""
+
+_CLOSE_STEPS: Final = 10_000
+"""How many steps leftovers may take in all when the loop is closed."""
+
+_PURGE_TIMERS: Final = 64
+"""From this many cancelled timers on the heap is cleared of them, once they are more than half of it."""
+
+
+class SimulatedLoop(ReportingLoop):
+    """An event loop in virtual time that starts at 0, and in which *schedule* is the only freedom.
+
+    With *external_only* a hold delays only wake-ups caused by a timer, by simulated input
+    (`call_external`) or by the end of an executor job: the moments that are not in the program's hands.
+    Otherwise it delays any wake-up, also in orders that asyncio never produces. A hold counts, and takes,
+    only contested wake-ups: those that find the wake-up of another task ready or held. A hold for steps
+    ends early when nothing else is ready, before time moves.
+
+    Public to read: `steps` run so far (callbacks of every kind; at most *max_steps* in the life of the
+    loop), `applied_holds`, and `unhandled`, the contexts that reached the default exception handler.
+    Nothing is printed.
+
+    Raises:
+        TypeError: *schedule* holds something that is no Hold.
+    """
+
+    def __init__(
+        self, schedule: Schedule = (), *, external_only: bool = True, max_steps: int = 1_000_000
+    ) -> None:
+        for hold in schedule:
+            if not isinstance(hold, Hold):
+                raise TypeError(f"a schedule is a tuple of Hold, but it has {hold!r}; see schedule.decode")
+        super().__init__()
+        self.steps = 0
+        self.next_task_number = count(1).__next__
+        self.next_future_number = count(1).__next__
+        self._next_sequence = count(1).__next__
+        self._now_ns = 0
+        self._ready: deque[Runnable] = deque()
+        # Timers, and wake-ups held for a time. The sequence decides ties, so handles are never compared.
+        self._timers: list[tuple[int, int, Runnable]] = []
+        self._cancelled_timers = 0
+        self._holds = Holds(schedule)
+        self.applied_holds = self._holds.applied
+        self._all_eligible = not external_only
+        self._external = False
+        self._ready_wakeups = 0
+        self._task_steps = 0
+        self._max_steps = max_steps
+        self._recent: list[str] = []
+        self._tasks: list[SimulatedTask[Any]] = []
+        self._tasks_prune_at = 64
+        self._asyncgens: dict[int, weakref.ref[AsyncGenerator[Any, Any]]] = {}
+        self._task_factory: Callable[..., Any] | None = None
+        self._thread = threading.get_ident()
+        self._running = False
+        self._stopping = False
+        self._debug = False
+
+    def __repr__(self) -> str:
+        state = "running" if self._running else "closed" if self._closed else "idle"
+        return f"<SimulatedLoop {state} at {self._now_ns} ns>"
+
+    # --- time and callbacks --------------------------------------------------------------------------
+
+    def time(self) -> float:
+        """Virtual seconds since the loop was made."""
+        return self._now_ns / 1e9
+
+    @property
+    def time_ns(self) -> int:
+        """Virtual nanoseconds since the loop was made."""
+        return self._now_ns
+
+    def call_soon(
+        self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
+    ) -> SimulatedHandle:
+        if self._closed:  # before the call, because this method is the busiest
+            self._check_open()
+        handle = SimulatedHandle(callback, args, self, context, self._external or self._all_eligible)
+        if handle.task is not None:
+            self._ready_wakeups += 1
+        self._ready.append(handle)
+        return handle
+
+    def call_soon_threadsafe(
+        self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
+    ) -> SimulatedHandle:
+        """`call_soon`, from the loop's own thread.
+
+        Raises:
+            FencedError: called from another thread, whose moment nobody could repeat.
+        """
+        if threading.get_ident() != self._thread:
+            self.refuse("call_soon_threadsafe from another thread")
+        return self.call_soon(callback, *args, context=context)
+
+    def call_external(
+        self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
+    ) -> SimulatedHandle:
+        """`call_soon` for simulated input and output: what *callback* wakes counts as woken from outside."""
+        handle = self.call_soon(callback, *args, context=context)
+        handle.external = True
+        return handle
+
+    def call_external_later(
+        self, delay: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
+    ) -> SimulatedTimer:
+        """`call_later` for simulated input and output: a timer is as external as they are."""
+        return self.call_later(delay, callback, *args, context=context)
+
+    def call_later(
+        self, delay: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
+    ) -> SimulatedTimer:
+        """Call *callback* in *delay* virtual seconds, rounded to nanoseconds; never, if that is infinite."""
+        when_ns = None if delay == float("inf") else self._now_ns + round(delay * 1e9)
+        return self._set_timer(when_ns, callback, args, context)
+
+    def call_at(
+        self, when: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
+    ) -> SimulatedTimer:
+        """Call *callback* at *when* virtual seconds, rounded to nanoseconds; never, if that is infinite."""
+        when_ns = None if when == float("inf") else round(when * 1e9)
+        return self._set_timer(when_ns, callback, args, context)
+
+    def _set_timer(
+        self,
+        when_ns: int | None,
+        callback: Callable[[*_Ts], object],
+        args: tuple[*_Ts],
+        context: Context | None,
+    ) -> SimulatedTimer:
+        self._check_open()
+        timer = SimulatedTimer(when_ns, callback, args, self, context)
+        if when_ns is not None:
+            timer._scheduled = True
+            heappush(self._timers, (when_ns, self._next_sequence(), timer))
+        return timer
+
+    def forget_timer(self) -> None:
+        """Called by a scheduled timer that was cancelled; it leaves the heap later."""
+        self._cancelled_timers += 1
+        if self._cancelled_timers > _PURGE_TIMERS and 2 * self._cancelled_timers > len(self._timers):
+            self._timers[:] = [entry for entry in self._timers if not entry[2]._cancelled]
+            heapify(self._timers)
+            self._cancelled_timers = 0
+
+    def pending_timers(self, owner: object = ANY) -> tuple[SimulatedTimer, ...]:
+        """The timers that are neither cancelled nor run, the next first; only those of *owner* if given."""
+        handles = [*self._ready, *(entry[2] for entry in sorted(self._timers))]
+        live = (handle for handle in handles if isinstance(handle, SimulatedTimer) and not handle._cancelled)
+        return tuple(timer for timer in live if owner is ANY or timer.owner == owner)
+
+    # --- tasks and futures ---------------------------------------------------------------------------
+
+    def create_future(self) -> SimulatedFuture[Any]:
+        return SimulatedFuture(loop=self)
+
+    def create_task(
+        self,
+        coro: Generator[Any, None, _T] | Coroutine[Any, Any, _T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+        eager_start: bool | None = None,
+    ) -> SimulatedTask[_T]:
+        """Start *coro* as a task; without a name it is called `qualname#number`.
+
+        Raises:
+            FencedError: *eager_start* is true, or the task factory returned a task that is no SimulatedTask.
+        """
+        self._check_open()
+        if self._task_factory is None:
+            return SimulatedTask(coro, loop=self, name=name, context=context, eager_start=bool(eager_start))
+        task = self._task_factory(self, coro, **({} if context is None else {"context": context}))
+        if not isinstance(task, SimulatedTask):
+            task.cancel()
+            self.refuse("a task factory whose tasks are no SimulatedTask")
+        if name is not None:
+            task.set_name(name)
+        return task
+
+    def set_task_factory(self, factory: Callable[..., Any] | None) -> None:
+        """Let *factory* make the tasks, out of SimulatedTask; None for the default.
+
+        Raises:
+            FencedError: it is an eager task factory, which would bypass the schedule.
+            TypeError: it cannot be called.
+        """
+        if factory is not None and not callable(factory):
+            raise TypeError("task factory must be a callable or None")
+        # Every eager factory, asyncio.eager_task_factory too, is the inner function of this one.
+        if name_of(factory).startswith("create_eager_task_factory."):
+            self.refuse("an eager task factory")
+        self._task_factory = factory
+
+    def get_task_factory(self) -> Callable[..., Any] | None:
+        return self._task_factory
+
+    def has_ready(self) -> bool:
+        """Whether anything would run before time moves."""
+        return bool(self._ready or self._holds.for_steps)
+
+    def pending_tasks(self, owner: object = ANY) -> tuple[SimulatedTask[Any], ...]:
+        """The tasks that are not done, in creation order; only those of *owner* if given."""
+        return tuple(
+            task for task in self._tasks if not task.done() and (owner is ANY or task.owner == owner)
+        )
+
+    def remember(self, task: SimulatedTask[Any]) -> None:
+        """Called by each new task. A task is kept until it is done and somebody has seen its exception."""
+        self._tasks.append(task)
+        if len(self._tasks) >= self._tasks_prune_at:
+            self._tasks = [task for task in self._tasks if not task.done() or task._log_traceback]
+            self._tasks_prune_at = max(64, 2 * len(self._tasks))
+
+    def run_in_executor(
+        self,
+        executor: Any,  # noqa: ARG002
+        func: Callable[[*_Ts], _T],
+        *args: *_Ts,
+    ) -> SimulatedFuture[_T]:
+        """Run *func* inline, as a task of its own with a copy of the context; *executor* is ignored.
+
+        As with a thread, no loop is running while *func* does, and cancelling the future does not stop
+        the job: its late result is discarded.
+        """
+        self._check_open()
+        future = self.create_future()
+        outer, self._external = self._external, True  # a thread starts when it likes
+        try:
+            job = SimulatedTask(run_job(self, future, func, args), loop=self)
+        finally:
+            self._external = outer
+        job.set_name(f"{job_name(func)}#{job.number}")
+        return future
+
+    def come_from_outside(self) -> None:
+        """Let what the running callback wakes from here on count as woken from outside."""
+        self._external = True
+
+    def set_default_executor(self, executor: Any) -> None:
+        """Does nothing: jobs run inline."""
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Does nothing: there are no threads to wait for."""
+
+    # --- running -------------------------------------------------------------------------------------
+
+    def run_until_complete(self, future: Generator[Any, None, _T] | Awaitable[_T]) -> _T:
+        """Run until *future*, or the task made of it, is done; return its result or raise its exception.
+
+        Raises:
+            StuckError: nothing can happen any more and it is not done.
+            LivelockError: the step budget is used up.
+            RuntimeError: the loop is closed, a loop is running, or `stop` came first.
+        """
+        self._check_startable()
+        fresh = not asyncio.isfuture(future)
+        target: asyncio.Future[_T] = asyncio.ensure_future(cast("Awaitable[_T]", future), loop=self)
+        target.add_done_callback(_stop_loop_of)
+        try:
+            stopped = self._drive()
+        except BaseException:
+            if fresh and target.done() and not target.cancelled():
+                target.exception()  # it is on its way to the caller already
+            raise
+        finally:
+            target.remove_done_callback(_stop_loop_of)
+        if target.done():
+            return target.result()
+        if stopped:
+            raise RuntimeError("Event loop stopped before Future completed.")
+        raise self._stuck()
+
+    def run_forever(self) -> None:
+        """Run until `stop`.
+
+        Raises:
+            StuckError: nothing can happen any more, so nobody could call `stop`.
+        """
+        if not self._drive():
+            raise self._stuck()
+
+    def run_until_idle(self, max_ns: int | None = None) -> bool:
+        """Run until nothing is ready and no timer is set, at most *max_ns* nanoseconds; tell whether so.
+
+        If the time runs out the clock stands exactly at its end; otherwise where the last thing happened.
+        Ends early, with False unless at rest, if somebody calls `stop`.
+        """
+        limit_ns = None if max_ns is None else self._now_ns + max_ns
+        stopped = self._drive(limit_ns)
+        at_rest = not self.has_ready() and self._next_timer_ns() is None
+        if limit_ns is not None and not at_rest and not stopped:
+            self._now_ns = limit_ns
+        return at_rest
+
+    def advance(self, ns: int) -> None:
+        """Run everything that is due within the next *ns* nanoseconds, and leave the clock exactly there.
+
+        Ends early, with the clock where it is, if somebody calls `stop`.
+        """
+        if ns < 0:
+            raise ValueError(f"time does not go back: ns must be 0 or more, not {ns}")
+        limit_ns = self._now_ns + ns
+        if not self._drive(limit_ns):
+            self._now_ns = limit_ns
+
+    def stop(self) -> None:
+        """End the run after the callbacks that are ready now, as asyncio does."""
+        self._stopping = True
+
+    def _drive(self, limit_ns: int | None = None) -> bool:
+        """Run until `stop`, or until nothing more happens up to *limit_ns*; tell whether it was `stop`."""
+        self._check_startable()
+        hooks = sys.get_asyncgen_hooks()
+        self._thread = threading.get_ident()
+        self._running = True
+        asyncio._set_running_loop(self)
+        sys.set_asyncgen_hooks(firstiter=self._note_asyncgen, finalizer=self._end_asyncgen)
+        try:
+            while self._ready or self._wake_next(limit_ns):
+                self._run_batch()
+                if self._stopping:
+                    break
+            return self._stopping
+        finally:
+            self._running = self._stopping = self._external = False
+            asyncio._set_running_loop(None)
+            sys.set_asyncgen_hooks(*hooks)
+
+    def _wake_next(self, limit_ns: int | None) -> bool:
+        """Make something ready when nothing is: a wake-up held for steps first, then by moving the clock."""
+        if self._holds.for_steps:
+            self._release([self._holds.earliest()])
+            return True
+        when_ns = self._next_timer_ns()
+        if when_ns is None or (limit_ns is not None and when_ns > limit_ns):
+            return False
+        # A timer may have been set for the past; the clock never goes back.
+        self._now_ns = max(self._now_ns, when_ns)
+        return True
+
+    def _next_timer_ns(self) -> int | None:
+        timers = self._timers
+        while timers and timers[0][2]._cancelled:
+            heappop(timers)
+            self._cancelled_timers -= 1
+        return timers[0][0] if timers else None
+
+    def _run_batch(self) -> None:
+        """Run what is ready now. As in asyncio, timers and `stop` wait for the end of a batch."""
+        self._ready_due_timers()
+        ready, holds = self._ready, self._holds
+        todo = len(ready)
+        while todo:
+            todo -= 1
+            handle = ready.popleft()
+            if handle.task is not None:
+                self._ready_wakeups -= 1
+                if holds.upcoming is not None and handle.eligible and self._holds_back(handle):
+                    continue
+                self._task_steps += 1
+            if handle._cancelled:
+                continue
+            self.steps += 1
+            if self.steps > self._max_steps - _WATCHED_STEPS:
+                self._watch(handle)
+            self._external = handle.external
+            try:
+                handle._context.run(handle._callback, *handle._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001 - it must not end the run of the others
+                self._report_callback(handle, error)
+            if holds.for_steps and holds.for_steps[0][0] <= self._task_steps:
+                todo += self._release(holds.due(self._task_steps))
+
+    def _ready_due_timers(self) -> None:
+        timers = self._timers
+        while timers and timers[0][0] <= self._now_ns:
+            handle = heappop(timers)[2]
+            if handle._cancelled:
+                self._cancelled_timers -= 1
+            elif isinstance(handle, SimulatedTimer):
+                handle._scheduled = False
+                self._ready.append(handle)
+            else:
+                self._holds.held -= 1
+                self._ready_wakeups += 1
+                self._ready.append(handle)
+
+    def _watch(self, handle: Runnable) -> None:
+        """Take down who runs in the last steps of the budget, and end the run after them."""
+        if self.steps > self._max_steps:
+            self.steps -= 1
+            self._ready.appendleft(handle)
+            self._ready_wakeups += handle.task is not None
+            raise LivelockError(self._max_steps, self._now_ns, self._recent)
+        self._recent.append(name_of(handle._callback) if handle.task is None else handle.task.get_name())
+
+    def _holds_back(self, handle: SimulatedHandle) -> bool:
+        """Hold this eligible wake-up back if it is contested and the schedule says so."""
+        if handle.task is None or not (self._ready_wakeups or self._holds.held):
+            return False
+        hold = self._holds.next_of_contested()
+        if hold is None:
+            return False
+        handle.eligible = False  # a wake-up is held once
+        self._holds.note(self._now_ns, handle.task.get_name(), hold)
+        if hold.time_ns is not None:
+            heappush(self._timers, (self._now_ns + hold.time_ns, self._next_sequence(), handle))
+        elif hold.steps is not None:
+            self._holds.keep(handle, self._task_steps + hold.steps)
+        return True
+
+    def _release(self, handles: list[SimulatedHandle]) -> int:
+        """Put wake-ups that were held in front of everything else; tell how many."""
+        for handle in reversed(handles):
+            self._ready_wakeups += 1
+            self._ready.appendleft(handle)
+        return len(handles)
+
+    # --- errors and leftovers ------------------------------------------------------------------------
+
+    def _stuck(self) -> StuckError:
+        return StuckError(tuple(waiting(task) for task in self.pending_tasks()), self._now_ns)
+
+    def _report_callback(self, handle: Runnable, error: BaseException) -> None:
+        message = f"Exception in callback {name_of(handle._callback)}"
+        self.call_exception_handler({"message": message, "exception": error, "handle": handle})
+
+    def _note_asyncgen(self, agen: AsyncGenerator[Any, Any]) -> None:
+        key = self._next_sequence()
+        # By number and not in a WeakSet, whose order is that of addresses.
+        self._asyncgens[key] = weakref.ref(agen, lambda _: self._asyncgens.pop(key, None))
+
+    def _end_asyncgen(self, agen: AsyncGenerator[Any, Any]) -> None:
+        """An unfinished generator is about to vanish: let it run its cleanup first."""
+        if not self._closed:
+            self.call_soon(self._start_closing, agen)  # not at once, because asyncio does not either
+
+    def _start_closing(self, agen: AsyncGenerator[Any, Any]) -> None:
+        closing: Any = agen.aclose()
+        task = SimulatedTask(closing, loop=self)
+        task.set_name(f"{name_of(agen)}.aclose#{task.number}")
+
+    def open_asyncgens(self) -> list[AsyncGenerator[Any, Any]]:
+        """The asynchronous generators that were started and not finished, the oldest first."""
+        return [agen for ref in self._asyncgens.values() if (agen := ref()) is not None]
+
+    async def shutdown_asyncgens(self) -> None:
+        """Close every asynchronous generator that was started and not finished, the oldest first.
+
+        An error in one goes to the exception handler and does not keep the others open.
+        """
+        left = self.open_asyncgens()
+        self._asyncgens.clear()
+        await close_asyncgens(self, left)
+
+    def close(self) -> None:
+        """End what is left and give everything up. Does nothing the second time.
+
+        Pending tasks are cancelled in creation order and may clean up, also in virtual time, for 10,000
+        steps in all; then unfinished asynchronous generators are closed in creation order. The schedule
+        plays no part in it. Whatever would not end, and every task exception that nobody looked at, goes
+        to the exception handler: both are found by looking, because the garbage collector's moment is not
+        part of the simulation.
+
+        Raises:
+            RuntimeError: the loop is running.
+        """
+        if self._running:
+            raise RuntimeError("Cannot close a running event loop")
+        if self._closed:
+            return
+        self._holds.end()
+        self._max_steps = self.steps + _CLOSE_STEPS
+        self._recent.clear()
+        try:
+            if self._ready or self._tasks or self._asyncgens:
+                end_leftovers(self)
+            report_unseen(self, self._tasks)
+        finally:
+            self._closed = True
+            self._ready.clear()
+            self._timers.clear()
+            self._holds.for_steps.clear()
+            self._tasks.clear()
+            self._asyncgens.clear()
+
+    # --- state ---------------------------------------------------------------------------------------
+
+    def is_running(self) -> bool:
+        return self._running
+
+    def get_debug(self) -> bool:
+        return self._debug
+
+    def set_debug(self, enabled: bool) -> None:
+        """Make tasks and futures remember where they were made; the loop itself does nothing more."""
+        self._debug = enabled
+
+    def _check_startable(self) -> None:
+        self._check_open()
+        if self._running:
+            raise RuntimeError("This event loop is already running")
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError("Cannot run the event loop while another loop is running")
+
+
+def _stop_loop_of(future: asyncio.Future[Any]) -> None:
+    # An exit is on its way out of the run already, and must not stop the next one.
+    if future.cancelled() or not isinstance(future.exception(), SystemExit | KeyboardInterrupt):
+        future.get_loop().stop()
+
+
+def run(
+    main: Coroutine[Any, Any, _T],
+    *,
+    schedule: Schedule = (),
+    external_only: bool = True,
+    max_steps: int = 1_000_000,
+) -> _T:
+    """Run *main* on a new simulated loop, close it, and return the result of *main* or raise its exception.
+
+    Raises:
+        SimulationError: as `SimulatedLoop.run_until_complete`.
+    """
+    loop = SimulatedLoop(schedule, external_only=external_only, max_steps=max_steps)
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        loop.close()

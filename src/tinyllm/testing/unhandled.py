@@ -1,0 +1,56 @@
+"""Where errors go that nobody waits for: into a list, for whoever judges the run. Nothing is printed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from tinyllm.testing.fences import FencedLoop
+
+__all__ = ["ReportingLoop"]
+
+_ExceptionHandler: TypeAlias = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
+
+
+class ReportingLoop(FencedLoop):
+    """The part of the loop that takes errors. `unhandled` has what reached the default handler."""
+
+    def __init__(self) -> None:
+        self.unhandled: list[dict[str, Any]] = []
+        self._exception_handler: _ExceptionHandler | None = None
+        self._closed = False
+
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+
+    def set_exception_handler(self, handler: _ExceptionHandler | None) -> None:
+        self._exception_handler = handler
+
+    def get_exception_handler(self) -> _ExceptionHandler | None:
+        return self._exception_handler
+
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
+        """Append *context* to `unhandled`.
+
+        Does nothing once the loop is closed: what comes then is sent by the garbage collector.
+        """
+        if not self._closed:
+            self.unhandled.append(context)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Hand *context* to the exception handler; if that fails, with the failure to the default one."""
+        if self._exception_handler is None:
+            self.default_exception_handler(context)
+            return
+        try:
+            self._exception_handler(self, context)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 - nor may an error about an error
+            message = "Unhandled error in exception handler"
+            self.default_exception_handler({"message": message, "exception": error, "context": context})
