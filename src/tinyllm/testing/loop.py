@@ -320,15 +320,10 @@ class SimulatedLoop(ReportingLoop):
             RuntimeError: the loop is closed, a loop is running, or `stop` came first.
         """
         self._check_startable()
-        fresh = not asyncio.isfuture(future)
         target: asyncio.Future[_T] = asyncio.ensure_future(cast("Awaitable[_T]", future), loop=self)
         target.add_done_callback(_stop_loop_of)
         try:
             stopped = self._drive()
-        except BaseException:
-            if fresh and target.done() and not target.cancelled():
-                target.exception()  # it is on its way to the caller already
-            raise
         finally:
             target.remove_done_callback(_stop_loop_of)
         if target.done():

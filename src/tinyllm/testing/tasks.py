@@ -29,7 +29,7 @@ _PUBLIC_METHODS: Final = frozenset(name for name in dir(asyncio.Task) if not nam
 def woken_by(callback: Callable[..., object]) -> asyncio.Task[Any] | None:
     """The task that *callback* starts or wakes; None for every other callback.
 
-    The tasks written in C and those written in Python both schedule a callback bound to the task.
+    A task schedules something of its own that is bound to it, but no method that others may call.
     """
     task = getattr(callback, "__self__", None)
     if not isinstance(task, asyncio.Task) or getattr(callback, "__name__", None) in _PUBLIC_METHODS:

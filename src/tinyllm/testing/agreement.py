@@ -1,0 +1,129 @@
+"""The engine's result held against what the reference interpreter allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from tinyllm.message import MessagePayload, TaskPayload
+from tinyllm.testing import reference
+from tinyllm.testing.faults import FaultPlan
+from tinyllm.testing.history import History, RunRecord
+from tinyllm.testing.script import TOKENS_IN, Ask, Script
+from tinyllm.trace import EventKind, RunResult
+
+#: A nanosecond for each sum of floats that means the same moment.
+ELAPSED_TOLERANCE_NS = 1_000
+
+
+def disagreements(history: History, record: RunRecord) -> Iterator[str]:
+    """How the run's result differs from the nearest outcome that the reference allows; nothing if it is one."""
+    assert record.result is not None
+    expected = expected_outcomes(history, record)
+    actual = _told_by_engine(record.result)
+    differences = [_differing(actual, _told_by_reference(outcome)) for outcome in expected]
+    nearest = min(differences, key=len)
+    for name, (mine, theirs) in nearest.items():
+        yield f"{name} is {mine!r}; the reference allows {theirs!r}"
+
+
+def expected_outcomes(history: History, record: RunRecord) -> tuple[reference.Outcome, ...]:
+    """What the reference allows for this run in the world it lived in."""
+    return _interpreted(history, record, history.script)[0]
+
+
+def expected_without_faults(history: History, record: RunRecord) -> tuple[tuple[reference.Outcome, ...], set[str]]:
+    """What the reference would allow if no fault had happened, and the nodes that would have asked a model."""
+    return _interpreted(history, record, replace(history.script, faults=FaultPlan()))
+
+
+def _interpreted(history: History, record: RunRecord, script: Script) -> tuple[tuple[reference.Outcome, ...], set[str]]:
+    assert record.started_ns is not None and record.result is not None
+    task = TaskPayload(content=record.plan.content, context=record.plan.context)
+    reply = reference_script(script, run=record.index, started_ns=record.started_ns)
+    asked: set[str] = set()
+
+    def noted(call: reference.Call) -> reference.Reply:
+        asked.add(call.node_id)
+        return reply(call)
+
+    seed = seed_of(record.result)
+    outcomes = reference.interpret(history.graph, history.config, task.to_payload(), noted, seed=seed)
+    return outcomes, asked
+
+
+def reference_script(script: Script, *, run: int, started_ns: int) -> Callable[[reference.Call], reference.Reply]:
+    """The world's script as the reference asks it: in time since the run began."""
+
+    def reply(call: reference.Call) -> reference.Reply:
+        ask = Ask(
+            run=run,
+            node=call.node_id,
+            branch=call.branch,
+            call=call.number,
+            model=call.model,
+            at_ns=started_ns + call.at_ns,
+        )
+        given = script.reply(ask)
+        answered = given.how == "answered"
+        return reference.Reply(
+            duration_ns=given.duration_ns,
+            text=given.text if answered else None,
+            tokens_in=TOKENS_IN if answered else 0,
+            tokens_out=given.tokens_out if answered else 0,
+        )
+
+    return reply
+
+
+def seed_of(result: RunResult) -> int:
+    """The seed that the run drew for its retry delays, as its trace tells."""
+    return int(result.trace[0].details["seed"])
+
+
+Told = Mapping[str, Any]
+
+
+def _told_by_engine(result: RunResult) -> Told:
+    steps = [event for event in result.trace if event.kind is EventKind.STEP_STARTED]
+    return {
+        "status": result.status,
+        "error code": None if result.error is None else result.error.code.value,
+        "error node": None if result.error is None else result.error.node_id,
+        "payload": _comparable(result.message.payload),
+        "path": [event.node_id for event in steps if event.path and "." not in event.path],
+        "steps": result.nodes_executed,
+        "attempts": sum(event.kind is EventKind.ATTEMPT_STARTED for event in result.trace),
+        "tokens": result.tokens_used,
+        "elapsed_ns": round(result.total_latency_ms * 1_000_000),
+    }
+
+
+def _told_by_reference(outcome: reference.Outcome) -> Told:
+    told = {
+        "status": outcome.status,
+        "error code": outcome.error_code,
+        "error node": outcome.error_node,
+        "payload": _comparable(outcome.payload),
+        "path": list(outcome.visits),
+        "steps": outcome.steps,
+        "elapsed_ns": outcome.elapsed_ns,
+    }
+    # Where a limit cut off several branches at one moment, how far each had come is open.
+    return {**told, "attempts": outcome.attempts, "tokens": outcome.tokens} if outcome.exact_attempts else told
+
+
+def _comparable(payload: MessagePayload) -> dict[str, Any]:
+    """The payload as JSON; what an error says in words, and its details, are free."""
+    fields = payload.model_dump(mode="json")
+    if fields["error"] is not None:
+        fields["error"] = {"code": fields["error"]["code"], "node_id": fields["error"]["node_id"]}
+    return fields
+
+
+def _differing(actual: Told, expected: Told) -> dict[str, tuple[Any, Any]]:
+    differing = {name: (actual[name], expected[name]) for name in expected if actual[name] != expected[name]}
+    if "elapsed_ns" in differing and abs(actual["elapsed_ns"] - expected["elapsed_ns"]) <= ELAPSED_TOLERANCE_NS:
+        del differing["elapsed_ns"]
+    return differing

@@ -1,0 +1,186 @@
+"""What a graph's author claims, in `metadata.promises` of its file, and the checks that hold the graph to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tinyllm.config import MS_MAX, spelled
+from tinyllm.documents import PathKey
+from tinyllm.errors import ErrorCode, GraphConfigError, Problem
+from tinyllm.graph import Graph, wrapped_by
+from tinyllm.testing.agreement import expected_without_faults
+from tinyllm.testing.checks import Breach, Check
+from tinyllm.testing.history import History, RunRecord
+from tinyllm.testing.script import NS_PER_MS
+
+DEAD_ENDS = (ErrorCode.ROUTING_ERROR, ErrorCode.GATE_FAILED, ErrorCode.BOUNDS_EXCEEDED)
+
+
+class Promises(BaseModel):
+    """The promises of one graph; None and () promise nothing. See section 9 of docs/semantics.md."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    tolerates_failures: Annotated[int, Field(ge=0, le=100)] | None = None
+    answers_within_ms: Annotated[int, Field(ge=1, le=MS_MAX)] | None = None
+    never: Annotated[tuple[Annotated[ErrorCode, Field(strict=False)], ...], Field(strict=False)] = ()
+
+
+def promises_of(graph: Graph) -> Promises:
+    """What the graph's file promises; raises GraphConfigError where that makes no sense, with positions."""
+    path: PathKey = ("metadata", "promises")
+    raw = graph.definition.metadata.get("promises")
+    if raw is None:
+        return Promises()
+    try:
+        if not isinstance(raw, dict):
+            problem = _problem(graph, path, f"promises are a mapping, not a {type(raw).__name__}", raw)
+            raise GraphConfigError((problem,), source=_source(graph))
+        return Promises.model_validate(raw)
+    except ValidationError as error:
+        problems = tuple(
+            _problem(graph, (*path, *detail["loc"]), _text_of(detail), detail["input"])
+            for detail in error.errors(include_url=False)
+        )
+        raise GraphConfigError(problems, source=_source(graph)) from None
+
+
+def graph_checks(promises: Promises) -> dict[str, Check]:
+    """The checks that judge a user's graph: *no dead end*, and each promise it makes."""
+    checks: dict[str, Check] = {"no dead end": no_dead_end}
+    if promises != Promises():
+        checks["keeps its promises"] = lambda history: keeps_promises(history, promises)
+    return checks
+
+
+def no_dead_end(history: History) -> Iterator[Breach]:
+    """No run ends with `ROUTING_ERROR`, `GATE_FAILED` or `BOUNDS_EXCEEDED`, unless all it asked was down."""
+    for record, code in _errors(history):
+        if code in DEAD_ENDS and not _all_down(history, record):
+            assert record.result is not None and record.result.error is not None
+            error = record.result.error
+            yield _breach(record, f"{record.run_id} met a dead end at {error.node_id}: {code}: {error.message}")
+
+
+def keeps_promises(history: History, promises: Promises) -> Iterator[Breach]:
+    """Every promise of the file holds in this history."""
+    yield from _never(history, promises)
+    yield from _answers_within(history, promises)
+    yield from _tolerates(history, promises)
+
+
+def _never(history: History, promises: Promises) -> Iterator[Breach]:
+    for record, code in _errors(history):
+        if code in promises.never and not _all_down(history, record):
+            yield _breach(record, f"never: [{code}] was promised, and {record.run_id} ended with {code}")
+
+
+def _answers_within(history: History, promises: Promises) -> Iterator[Breach]:
+    limit_ms = promises.answers_within_ms
+    if limit_ms is None or history.paused:
+        return
+    for record in history.runs:
+        result = record.result
+        if result is not None and record.cancelled_ns is None and result.total_latency_ms > limit_ms:
+            took = f"{record.run_id} took {result.total_latency_ms:g} ms"
+            yield _breach(record, f"answers_within_ms: {limit_ms} was promised, and {took}")
+
+
+def _tolerates(history: History, promises: Promises) -> Iterator[Breach]:
+    if promises.tolerates_failures is None:
+        return
+    for record in history.runs:
+        result = record.result
+        if result is None or record.cancelled_ns is not None or result.status == "succeeded":
+            continue
+        down = _hosts_down_throughout(history, record)
+        if not 0 < len(down) <= promises.tolerates_failures or not _succeeds_otherwise(history, record):
+            continue
+        why = f"{result.error.code} at {result.error.node_id}" if result.error else "its exit"
+        ended = f"{record.run_id} ended {result.status} ({why})"
+        text = f"tolerates_failures: {promises.tolerates_failures} was promised, and with {' and '.join(down)} down {ended}"
+        yield _breach(record, f"{text}; with every host up it succeeds")
+
+
+def _succeeds_otherwise(history: History, record: RunRecord) -> bool:
+    """Whether the same run, with every host up and answering the same, would have succeeded.
+
+    "The same" needs each node to have one answer, and the targets of one fanout to agree: a vote that is
+    lost by disagreement is no host's failure. What a node would have said that only the failure brought
+    into play is known only if all nodes say the same.
+    """
+    script = history.script
+    constant = all((said.run, said.branch, said.call) == (None, None, None) for said in script.says)
+    if history.paused or not constant or not _targets_agree(history):
+        return False
+    outcomes, asked = expected_without_faults(history, record)
+    newly_asked = {call.ask.node for call in history.calls_of(record.index)} - asked
+    if newly_asked and script.says:
+        return False
+    return all(outcome.status == "succeeded" for outcome in outcomes)
+
+
+def _targets_agree(history: History) -> bool:
+    answers = {said.node: said.text for said in history.script.says}
+    plain = history.script.plain_answer
+    fanouts = (wrapped_by(node.config) for node in history.graph.definition.nodes)
+    return all(len({answers.get(target, plain) for target in targets}) <= 1 for targets in fanouts)
+
+
+def _hosts_down_throughout(history: History, record: RunRecord) -> tuple[str, ...]:
+    """The hosts that were down for the whole run, if nothing else went wrong in it; else none."""
+    script = history.script
+    if any(call.run == record.index for call in script.faults.calls):
+        return ()
+    healed_ns = script.healed_at_ns
+    if record.ended_ns is None or record.started_ns is None or (healed_ns is not None and record.ended_ns > healed_ns):
+        return ()
+    lasting = script.faults.lasting
+    whole = [
+        fault.host
+        for fault in lasting
+        if fault.start_ms * NS_PER_MS <= record.started_ns and fault.ends_ms() * NS_PER_MS >= record.ended_ns
+    ]
+    return tuple(dict.fromkeys(whole)) if len(whole) == len(lasting) else ()
+
+
+def _all_down(history: History, record: RunRecord) -> bool:
+    """Whether the run asked some model, and each host it asked was down each time."""
+    calls = history.calls_of(record.index)
+    return bool(calls) and all(call.reply.fault in history.script.faults.lasting for call in calls)
+
+
+def _errors(history: History) -> Iterator[tuple[RunRecord, ErrorCode]]:
+    for record in history.runs:
+        if record.result is not None and record.result.error is not None and record.cancelled_ns is None:
+            yield record, record.result.error.code
+
+
+def _breach(record: RunRecord, reason: str) -> Breach:
+    assert record.result is not None
+    return Breach(reason=reason, run=record.index, event=len(record.result.trace) - 1)
+
+
+def _problem(graph: Graph, path: PathKey, message: str, value: Any) -> Problem:
+    line, column = (graph.document.position(path) if graph.document else None) or (None, None)
+    shown = repr(value)
+    return Problem(
+        code="promise",
+        message=message,
+        path=spelled(path),
+        line=line,
+        column=column,
+        value=shown if len(shown) <= 60 else f"{shown[:57]}...",
+        hint=f"Promises are {', '.join(Promises.model_fields)}.",
+    )
+
+
+def _text_of(detail: Any) -> str:
+    return "unknown promise" if detail["type"] == "extra_forbidden" else str(detail["msg"])
+
+
+def _source(graph: Graph) -> str:
+    return graph.document.source if graph.document else "<graph>"

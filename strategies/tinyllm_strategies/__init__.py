@@ -1,0 +1,24 @@
+"""Hypothesis strategies for everything TinyLLM is made of. Everything that imports Hypothesis lives here."""
+
+from tinyllm_strategies.answers import answers_for, model_answers
+from tinyllm_strategies.faults import fault_plans, host_downs
+from tinyllm_strategies.graphs import graphs
+from tinyllm_strategies.messages import json_values, messages, payloads, tasks
+from tinyllm_strategies.schedules import schedules
+from tinyllm_strategies.worlds import executor_configs, lives, scenarios
+
+__all__ = [
+    "answers_for",
+    "executor_configs",
+    "fault_plans",
+    "graphs",
+    "host_downs",
+    "json_values",
+    "lives",
+    "messages",
+    "model_answers",
+    "payloads",
+    "scenarios",
+    "schedules",
+    "tasks",
+]

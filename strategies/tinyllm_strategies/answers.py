@@ -1,0 +1,90 @@
+"""What models say: the plain, the odd, and what a graph's own conditions look for."""
+
+from __future__ import annotations
+
+import ast
+
+from hypothesis import strategies as st
+
+from tinyllm.config import FanoutConfig, GateConfig
+from tinyllm.expressions import parse
+from tinyllm.graph import Graph
+from tinyllm.testing.script import models_of
+
+ODD_ANSWERS = (
+    "",
+    " \n",
+    "I'm sorry, I can't help with that.",
+    "null",
+    '{"answer": 42}',
+    "0",
+    "-1",
+    "42",
+    "0.5",
+    "yes and no",
+    "NaN",
+    "\x00",
+    "\N{ZERO WIDTH SPACE}",
+    "\N{GRINNING FACE}\N{RIGHT-TO-LEFT OVERRIDE}",
+    "word " * 400,
+)
+#: Texts that conditions on length look at are made as long as they ask, up to here.
+LENGTH_MAX = 100_000
+LITERALS_MAX = 40
+
+
+def model_answers() -> st.SearchStrategy[str]:
+    """Any answer. Shrinks to `ok`, then to the empty text."""
+    return st.sampled_from(("ok", *ODD_ANSWERS)) | st.text(max_size=40)
+
+
+def answers_for(graph: Graph) -> st.SearchStrategy[str]:
+    """Answers that matter to this graph: its own words in several spellings, and odd ones. Shrinks to `ok`."""
+    return st.sampled_from(tuple(dict.fromkeys(("ok", *_words(graph), *ODD_ANSWERS)))) | st.text(max_size=20)
+
+
+def _words(graph: Graph) -> list[str]:
+    """Texts that the graph's conditions and gates compare answers with, and texts that only look like them."""
+    texts, numbers = _literals(graph)
+    words = [*texts]
+    for text in texts:
+        words += [text.upper(), text.lower(), f" {text}.", f"I think: {text}!", f"un{text}ly"]
+    if len(texts) > 1:
+        words += [" ".join(texts), " or ".join(texts[:2])]
+    for number in numbers:
+        words += [str(number), str(number + 1), str(number - 1)]
+        if isinstance(number, int) and 0 < number <= LENGTH_MAX:
+            words += ["x" * number, "x" * (number + 1), "x" * (number - 1)]
+    return words
+
+
+def _literals(graph: Graph) -> tuple[list[str], list[int | float]]:
+    sources = [edge.condition for edge in graph.definition.edges if edge.condition is not None]
+    texts: dict[str, None] = {}
+    for node in graph.definition.nodes:
+        if isinstance(node.config, GateConfig):
+            texts.update(dict.fromkeys(condition.name for condition in node.config.conditions if node.config.mode != "expression"))
+            sources += [condition.expression for condition in node.config.conditions if node.config.mode != "llm"]
+    numbers: dict[int | float, None] = {}
+    for source in sources:
+        for part in ast.walk(parse(source).body):
+            value = part.value if isinstance(part, ast.Constant) else None
+            if isinstance(value, str) and value:
+                texts[value] = None
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                numbers[value] = None
+    return [*texts][:LITERALS_MAX], [*numbers][:LITERALS_MAX]
+
+
+def voices(graph: Graph, *, most: int = 48) -> list[tuple[str, str]]:
+    """The (node, branch) pairs under which calls can be made, visited nodes first; at most `most`."""
+    found: dict[tuple[str, str], None] = {}
+    waiting = [(node_id, "") for node_id in graph.nodes if node_id in graph.shape.visitable]
+    while waiting and len(found) < most:
+        node_id, branch = waiting.pop(0)
+        config = graph.nodes[node_id].config
+        if models_of(config):
+            found[node_id, branch] = None
+        if isinstance(config, FanoutConfig):
+            waiting += [(target, f"{branch}.{number}") for number, target in enumerate(config.target_nodes, 1)]
+    return [*found]

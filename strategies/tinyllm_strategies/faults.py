@@ -1,0 +1,88 @@
+"""What goes wrong, drawn densely: one byte decides one call, and 0 always means that nothing happens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import strategies as st
+
+from tinyllm.graph import Graph
+from tinyllm.testing.faults import CallFaultKind, CutMidBody, FaultPlan, HostDown, Latency, OnCall, Refused, ServerError
+from tinyllm.testing.script import SERVICE_MS, hosts_of
+from tinyllm_strategies.answers import voices
+
+#: Calls of one voice in one run that a fault can hit.
+CALLS_PER_VOICE = 4
+BYTES_MAX = 512
+LATENCIES_MS = (1, 7, 100, 1_000, 60_000)
+RATES = (0.1, 0.02, 0.3, 0.6)
+FAMILIES = ("network", "model")
+
+
+@st.composite
+def fault_plans(draw: st.DrawFn, graph: Graph, *, runs: int, lasting: int = 2) -> FaultPlan:
+    """Faults on the calls of `runs` runs, and at most `lasting` hosts that go down for a while.
+
+    Which families may happen at all is drawn first, because most bugs need few. Shrinks to none.
+    """
+    families = draw(st.sampled_from(((), ("network",), ("model",), FAMILIES)))
+    calls: tuple[OnCall, ...] = ()
+    if families:
+        rate = draw(st.sampled_from(RATES))
+        slots = _slots(graph, runs)
+        data = draw(st.binary(min_size=len(slots), max_size=len(slots)))
+        calls = decode_faults(data, slots, graph, families=families, rate=rate)
+    hosts = _hosts(graph)
+    down: tuple[HostDown, ...] = ()
+    if "model" in families and hosts and lasting:
+        down = tuple(draw(st.lists(host_downs(hosts), max_size=lasting)))
+    return FaultPlan(calls=calls, lasting=down)
+
+
+def host_downs(hosts: Sequence[str]) -> st.SearchStrategy[HostDown]:
+    """One host that is down for a while. Shrinks to the first one, down from the start until healed."""
+    return st.builds(
+        HostDown,
+        host=st.sampled_from(hosts),
+        start_ms=st.sampled_from((0, 5, SERVICE_MS, 15, 1_000)),
+        duration_ms=st.sampled_from((None, 1, SERVICE_MS, 1_000, 60_000)),
+    )
+
+
+Slot = tuple[int, int, str, str]
+
+
+def _slots(graph: Graph, runs: int) -> list[Slot]:
+    """The calls that bytes decide, as (call, run, node, branch): first calls first."""
+    spoken = voices(graph)
+    slots = [(call, run, *voice) for call in range(CALLS_PER_VOICE) for run in range(runs) for voice in spoken]
+    return slots[:BYTES_MAX]
+
+
+def decode_faults(
+    data: bytes, slots: Sequence[Slot], graph: Graph, *, families: Sequence[str], rate: float
+) -> tuple[OnCall, ...]:
+    """Byte k decides slot k: from `256 * (1 - rate)` up it is a fault, below none; a missing byte is none."""
+    faults = []
+    for byte, (call, run, node, branch) in zip(data, slots, strict=False):
+        kinds = _kinds(graph.nodes[node].config.timeout_ms, families)
+        threshold = min(round(256 * (1 - rate)), 256 - len(kinds))
+        if byte and byte >= threshold:
+            fault = kinds[(byte - threshold) % len(kinds)]
+            faults.append(OnCall(run=run, node=node, branch=branch, call=call, fault=fault))
+    return tuple(faults)
+
+
+def _kinds(timeout_ms: int, families: Sequence[str]) -> list[CallFaultKind]:
+    """Every kind of fault of these families; one latency makes the answer arrive at the moment of the deadline."""
+    kinds: list[CallFaultKind] = []
+    if "network" in families:
+        just_late_ms = max(0, timeout_ms - SERVICE_MS)
+        kinds += [Refused(), CutMidBody(), *(Latency(delay_ms=ms) for ms in (*LATENCIES_MS, just_late_ms))]
+    if "model" in families:
+        kinds += [ServerError(), ServerError(status=503)]
+    return kinds
+
+
+def _hosts(graph: Graph) -> list[str]:
+    return list(dict.fromkeys(hosts_of(graph).values()))

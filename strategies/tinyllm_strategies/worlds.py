@@ -1,0 +1,139 @@
+"""Whole lives of a world: inputs, answers, faults and schedule as one value with one shrinker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import strategies as st
+
+from tinyllm.config import ExecutorConfig
+from tinyllm.graph import Graph, wrapped_by
+from tinyllm.testing.faults import FaultPlan, HostDown
+from tinyllm.testing.scenario import Scenario
+from tinyllm.testing.script import Says, hosts_of
+from tinyllm.testing.world import RunPlan
+from tinyllm_strategies.answers import answers_for, voices
+from tinyllm_strategies.faults import fault_plans
+from tinyllm_strategies.graphs import graphs
+from tinyllm_strategies.messages import task_texts
+from tinyllm_strategies.schedules import schedules
+
+RUNS_MAX = 3
+#: Different answers in one life; few, so that models agree now and then.
+ANSWERS_MAX = 4
+#: Answers of one voice that bytes decide: what it always says, then its first calls.
+SAYINGS_PER_VOICE = 3
+SAYINGS_MAX = 256
+
+
+def run_plans(*, cancels: bool = False) -> st.SearchStrategy[RunPlan]:
+    """One run. Shrinks to empty content at the start, not cancelled."""
+    moments = st.none() | st.sampled_from((0, 5, 10, 15, 1_000)) if cancels else st.none()
+    return st.builds(
+        RunPlan,
+        content=task_texts(),
+        context=st.none() | st.sampled_from(("", "some context")),
+        start_ms=st.sampled_from((0, 5, 10, 1_000)),
+        cancel_after_ms=moments,
+    )
+
+
+def executor_configs() -> st.SearchStrategy[ExecutorConfig]:
+    """Limits and policies that really bite. Shrinks to small limits under `fail_fast`."""
+    return st.builds(
+        ExecutorConfig,
+        max_steps=st.sampled_from((100, 0, 1, 3, 4, 5, 8)),
+        timeout_ms=st.sampled_from((600_000, 10, 25, 1_010)),
+        failure_policy=st.sampled_from(("fail_fast", "skip_failed", "fallback_simple", "best_effort")),
+        fallback_response=st.sampled_from(("", "a", "sorry")),
+        max_node_failures=st.sampled_from((3, 0, 1)),
+    )
+
+
+@st.composite
+def scenarios(
+    draw: st.DrawFn,
+    graph: Graph,
+    *,
+    config: ExecutorConfig | None = None,
+    cancels: bool = False,
+    tolerated: int = 0,
+) -> Scenario:
+    """Lives of this graph. `tolerated` hosts are, in some lives, all that goes wrong: they are down throughout.
+
+    Shrinks to one run in which every model says `ok`, nothing goes wrong and stock asyncio decides.
+    """
+    hosts = list(dict.fromkeys(hosts_of(graph).values()))
+    if tolerated and hosts and draw(st.booleans()):
+        return draw(_with_hosts_down(graph, hosts, tolerated))
+    runs = tuple(draw(st.lists(run_plans(cancels=cancels), min_size=1, max_size=RUNS_MAX)))
+    pool = draw(st.lists(answers_for(graph), min_size=1, max_size=ANSWERS_MAX))
+    says = _sayings(draw, graph, runs=len(runs), pool=pool)
+    stormy = draw(st.booleans())
+    faults = draw(fault_plans(graph, runs=len(runs))) if stormy else FaultPlan()
+    timed = draw(st.booleans()) if stormy else False
+    schedule = draw(schedules(timed=timed, max_size=16))
+    return Scenario(
+        runs=runs,
+        plain_answer=pool[0],
+        says=says,
+        faults=faults,
+        schedule=schedule,
+        seed=draw(st.integers(0, 255)),
+        config=config or ExecutorConfig(),
+    )
+
+
+def _sayings(draw: st.DrawFn, graph: Graph, *, runs: int, pool: Sequence[str]) -> tuple[Says, ...]:
+    """Byte k decides one answer: pool number `byte % len(pool)`, of which 0 is the plain one."""
+    if len(pool) == 1:
+        return ()
+    spoken = voices(graph)
+    slots = [Says(text="", node=node) for node in dict.fromkeys(node for node, _ in spoken)]
+    slots += [
+        Says(text="", run=run, node=node, branch=branch, call=call)
+        for call in range(SAYINGS_PER_VOICE)
+        for run in range(runs)
+        for node, branch in spoken
+    ]
+    slots = slots[:SAYINGS_MAX]
+    data = draw(st.binary(min_size=len(slots), max_size=len(slots)))
+    return tuple(_saying(slot, pool[byte % len(pool)]) for byte, slot in zip(data, slots, strict=True) if byte % len(pool))
+
+
+def _saying(slot: Says, text: str) -> Says:
+    return Says(text=text, run=slot.run, node=slot.node, branch=slot.branch, call=slot.call)
+
+
+@st.composite
+def _with_hosts_down(draw: st.DrawFn, graph: Graph, hosts: list[str], tolerated: int) -> Scenario:
+    """One run with that many hosts down throughout, or all there are; the targets of each fanout agree."""
+    down = draw(st.permutations(hosts))[:tolerated]
+    plain = draw(answers_for(graph))
+    spoken = list(dict.fromkeys(node for node, _ in voices(graph)))
+    others = draw(st.dictionaries(st.sampled_from(spoken), answers_for(graph), max_size=3)) if spoken else {}
+    return Scenario(
+        runs=(RunPlan(content=draw(task_texts()), context=draw(st.none() | st.just("some context"))),),
+        plain_answer=plain,
+        says=tuple(Says(text=text, node=node) for node, text in _agreed(graph, others).items() if text != plain),
+        faults=FaultPlan(lasting=tuple(HostDown(host=host) for host in down)),
+    )
+
+
+def _agreed(graph: Graph, answers: dict[str, str]) -> dict[str, str]:
+    """The answers, with one answer for all targets of a fanout: that of the first target that has one."""
+    agreed = dict(answers)
+    for node in graph.definition.nodes:
+        targets = wrapped_by(node.config)
+        said = next((agreed[target] for target in targets if target in agreed), None)
+        if said is not None:
+            agreed.update(dict.fromkeys(targets, said))
+    return agreed
+
+
+@st.composite
+def lives(draw: st.DrawFn, *, max_nodes: int = 6, cancels: bool = False) -> tuple[Graph, Scenario]:
+    """A graph and a life of it, for properties of the engine. Shrinks to the smallest graph and the plainest life."""
+    graph = draw(graphs(max_nodes=max_nodes))
+    config = draw(executor_configs())
+    return graph, draw(scenarios(graph, config=config, cancels=cancels))
