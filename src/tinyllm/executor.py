@@ -12,7 +12,7 @@ from tinyllm import expressions
 from tinyllm.config import ExecutorConfig, GateConfig, NodeType
 from tinyllm.errors import UsageError
 from tinyllm.graph import Graph
-from tinyllm.message import Message, TaskPayload, new_id, utc_now
+from tinyllm.message import Message, TaskPayload, checked_json, new_id, utc_now
 from tinyllm.models.base import ModelClient
 from tinyllm.nodes import make_node
 from tinyllm.running import Run
@@ -76,8 +76,9 @@ class Executor:
     ) -> RunResult:
         """Run the graph on a message, from `entry` (default: the first entry point).
 
-        Never raises for what happens inside the graph. Raises UsageError if `entry` is no entry point or
-        `run_id` is running here already; CancelledError if the caller is cancelled, once the run has ended.
+        Never raises for what happens inside the graph. Raises UsageError if `entry` is no entry point,
+        `variables` are no JSON or `run_id` is running here already; CancelledError if the caller is
+        cancelled, once the run has ended.
         """
         start = self.graph.entry if entry is None else entry
         if start not in self.graph.definition.entry_points:
@@ -86,7 +87,11 @@ class Executor:
         run_id = self.ids() if run_id is None else run_id
         if run_id in self._runs:
             raise UsageError(f"the run {run_id!r} is running here already")
-        run = Run(self, run_id, message, start, variables or {})
+        try:
+            given = checked_json(dict(variables or {}))
+        except ValueError as error:
+            raise UsageError(f"variables are JSON values by name: {error}") from None
+        run = Run(self, run_id, message, start, given)
         self._runs[run_id] = run
         try:
             return await _until_ended(run)

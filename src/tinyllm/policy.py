@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from tinyllm.config import ExecutorConfig, NodeConfig, NodeDefinition, NodeType
+from tinyllm.config import MS_MAX, ExecutorConfig, NodeConfig, NodeDefinition, NodeType
 from tinyllm.message import ErrorInfo
 
 BACKOFF_MS_MAX = 60_000
@@ -29,8 +29,9 @@ class RetryDelays:
     def next_ms(self, error: ErrorInfo) -> float:
         """Milliseconds to wait before the next retry, at least what the error asks for (`retry_after_s`)."""
         asked = error.details.get("retry_after_s")
-        asked_ms = float(asked) * 1_000 if isinstance(asked, int | float) else 0.0
-        return max(self._own_ms(), asked_ms)
+        # No run lasts longer than MS_MAX, and numbers far beyond it are no moments of any clock.
+        asked_ms = min(asked, MS_MAX / 1_000) * 1_000.0 if isinstance(asked, int | float) else 0.0
+        return max(self._own_ms(), float(asked_ms))
 
     def _own_ms(self) -> float:
         delay = self._config.retry_delay_ms
@@ -40,7 +41,7 @@ class RetryDelays:
             self._sequence = random.Random(self._seed)
         self._retry += 1
         # Beyond 2**64 the cap has long decided, and the power would only grow.
-        doubled = delay * 2 ** min(self._retry - 1, 64)
+        doubled: int = delay * 2 ** min(self._retry - 1, 64)
         return min(BACKOFF_MS_MAX, doubled) * (0.5 + self._sequence.random() / 2)
 
 

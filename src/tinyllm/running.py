@@ -7,7 +7,7 @@ together, and everything that happens is written into the run's trace.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from tinyllm import expressions
 from tinyllm.config import ExitConfig, NodeType
 from tinyllm.context import ExecutionContext, StepOutcome
-from tinyllm.errors import ErrorCode, ExpressionError, NodeError
-from tinyllm.message import ErrorInfo, Message, NodeResult
+from tinyllm.errors import RECOVERABLE, ErrorCode, ExpressionError, NodeError
+from tinyllm.message import ErrorInfo, Message, NodeResult, checked_json
 from tinyllm.nodes.base import BaseNode
 from tinyllm.policy import RetryDelays, after_failure, may_retry
 from tinyllm.scopes import DEADLINE, CutShort, Scope, stop_task
@@ -197,12 +197,14 @@ class Run:
         try:
             return bool(self._executor.conditions[condition].evaluate(names))
         except ExpressionError as error:
-            self._condition_failed(node_id, condition, str(error))
+            self._condition_failed(node_id, str(self._walk.visit), condition, str(error))
             return False
 
-    def _take(self, node: BaseNode, to: str, why: str) -> None:
-        self._trace.add(EventKind.WAY_CHOSEN, node_id=node.id, path=str(self._walk.visit), details={"to": to, "why": why})
+    def _take(self, node: BaseNode, to: str, why: str) -> _Ending | None:
+        details = {"to": to, "why": why}
+        self._trace.add(EventKind.WAY_CHOSEN, node_id=node.id, path=str(self._walk.visit), details=details)
         self._walk.node_id = to
+        return None
 
     def _no_way(self, node: BaseNode, text: str) -> _Ending:
         error = ErrorInfo(code=ErrorCode.ROUTING_ERROR, message=_clean(text), node_id=node.id)
@@ -227,9 +229,8 @@ class Run:
             ended.details = {"cut_off": cut.scope.reason}
             raise
         finally:
-            self._trace.add(
-                EventKind.STEP_ENDED, node_id=node.id, path=path, code=ended.code, cause=ended.cause, details=ended.details
-            )
+            told = {"code": ended.code, "cause": ended.cause, "details": ended.details}
+            self._trace.add(EventKind.STEP_ENDED, node_id=node.id, path=path, **told)
 
     async def _attempts(
         self, node: BaseNode, message: Message, path: str, scope: Scope, ended: _StepEnd
@@ -259,29 +260,46 @@ class Run:
     ) -> StepOutcome:
         where: dict[str, Any] = {"node_id": node.id, "path": path, "attempt": attempt}
         self._trace.add(EventKind.ATTEMPT_STARTED, **where)
+        ended.tokens = 0
         outcome: StepOutcome | None = None
         try:
             context = self._context(node, path, scope)
             if node.wraps:
                 outcome = self._outcome(await node.execute(message, context), node, message, context)
             else:
-                outcome = await self._leaf(node, message, context, scope, where)
+                outcome = await self._leaf(node, message, context, scope, where, ended)
             return outcome
         finally:
             error = outcome.error if outcome else None
-            details = {"cut_off": True} if outcome is None else {"message": error.message} if error else {}
+            details: dict[str, Any] = {"tokens": ended.tokens} if ended.tokens else {}
+            if outcome is None:
+                details["cut_off"] = True
+            elif error is not None:
+                details["message"] = error.message
             code = error.code if error else None
             sequence = self._trace.add(EventKind.ATTEMPT_ENDED, **where, code=code, details=details)
             ended.cause = sequence if error else None
 
     async def _leaf(
-        self, node: BaseNode, message: Message, context: ExecutionContext, scope: Scope, where: dict[str, Any]
+        self,
+        node: BaseNode,
+        message: Message,
+        context: ExecutionContext,
+        scope: Scope,
+        where: dict[str, Any],
+        ended: _StepEnd,
     ) -> StepOutcome:
         """An attempt of a node that is not a wrapper: foreign code, in a task of its own, with a deadline."""
         timeout_ms = node.definition.config.timeout_ms
         with Scope(scope, deadline=self._loop.time() + timeout_ms / 1_000) as limit:
-            # An answer that arrives at the moment of the deadline is late, and its tokens do not count.
-            context.count_tokens = lambda tokens: None if limit.outermost_over() else self._count_tokens(tokens)
+
+            def count(tokens: int) -> None:
+                # An answer that arrives at the moment of the deadline is late, and its tokens do not count.
+                if limit.outermost_over() is None:
+                    self._tokens += tokens
+                    ended.tokens += tokens
+
+            context.count_tokens = count
             task = self._loop.create_task(_guarded(node, message, context), name=f"{node.id} {context.path}")
             try:
                 await limit.wait(task)
@@ -291,7 +309,9 @@ class Run:
                     task.cancel()
             over = limit.outermost_over()
             if over is None:
-                return self._outcome(task.result(), node, message, context)
+                # A node that cancelled its own task and returned without another await ends it as cancelled.
+                result = _Raised(asyncio.CancelledError()) if task.cancelled() else task.result()
+                return self._outcome(result, node, message, context)
             await self._stop(task, where)
             if over is not limit:
                 raise CutShort(over)
@@ -306,22 +326,30 @@ class Run:
             self._trace.add(EventKind.TASK_ABANDONED, **where)
 
     def _outcome(
-        self, result: NodeResult | BaseException | object, node: BaseNode, message: Message, context: ExecutionContext
+        self, result: NodeResult | _Raised | object, node: BaseNode, message: Message, context: ExecutionContext
     ) -> StepOutcome:
         """What an attempt's result or exception means."""
-        if isinstance(result, BaseException):
-            return _failed(message, _error_of(result, node.id))
+        if isinstance(result, _Raised):
+            return _failed(message, _error_of(result.error, node.id))
         if not isinstance(result, NodeResult):
             text = f"{node.id!r} returned {type(result).__name__}, not a NodeResult"
             return _failed(message, ErrorInfo(code=ErrorCode.VALIDATION_ERROR, message=text, node_id=node.id))
         if not result.success:
             unknown = ErrorInfo(code=ErrorCode.UNKNOWN, message="failed without an error", recoverable=True)
             error = result.error or unknown
-            return _failed(message, error if error.node_id else error.model_copy(update={"node_id": node.id}))
+            told = {
+                "node_id": error.node_id or node.id,
+                # Whatever the node says of them, the other codes never are.
+                "recoverable": error.recoverable and error.code in RECOVERABLE,
+            }
+            return _failed(message, error.model_copy(update=told))
+        try:
+            variables = checked_json(dict(context.variables))
+        except (TypeError, ValueError) as error:
+            text = _clean(f"{node.id!r} wrote variables that are no JSON: {error}")
+            return _failed(message, ErrorInfo(code=ErrorCode.VALIDATION_ERROR, message=text, node_id=node.id))
         output = result.output_messages[-1] if result.output_messages else context.child_of(message)
-        return StepOutcome(
-            message=output, next_nodes=tuple(result.next_nodes[:1]), variables=dict(context.variables)
-        )
+        return StepOutcome(message=output, next_nodes=tuple(result.next_nodes[:1]), variables=variables)
 
     # --- what nodes get ----------------------------------------------------------------------------
 
@@ -330,12 +358,13 @@ class Run:
             run_id=self.run_id,
             node_id=node.id,
             path=path,
-            variables=dict(self._variables),
+            # A deep copy: what a failed attempt changed inside a value must not be seen by anyone.
+            variables=checked_json(self._variables),
             model=self._executor.model,
             steps=_Targets(self, node.id, path, scope) if node.wraps else None,
             ids=self._executor.ids,
             clock=self._executor.clock,
-            condition_failed=lambda source, reason: self._condition_failed(node.id, source, reason),
+            condition_failed=lambda source, reason: self._condition_failed(node.id, path, source, reason),
         )
 
     def _child(self, message: Message, node_id: str, **more: Any) -> Message:
@@ -343,12 +372,9 @@ class Run:
             node_id, message_id=self._executor.ids(), created_at=self._executor.clock(), **more
         )
 
-    def _count_tokens(self, tokens: int) -> None:
-        self._tokens += tokens
-
-    def _condition_failed(self, node_id: str, source: str, reason: str) -> None:
+    def _condition_failed(self, node_id: str, path: str, source: str, reason: str) -> None:
         details = {"condition": source, "reason": reason}
-        self._trace.add(EventKind.CONDITION_ERROR, node_id=node_id, path=str(self._walk.visit), details=details)
+        self._trace.add(EventKind.CONDITION_ERROR, node_id=node_id, path=path, details=details)
 
     async def run_target(
         self, target: str, message: Message, source: str, path: str, scope: Scope, timeout_ms: int
@@ -370,11 +396,19 @@ class Run:
 
 @dataclass(slots=True)
 class _StepEnd:
-    """What the event of a step's end will say."""
+    """What the event of a step's end will say, and the tokens of the attempt that runs."""
 
     code: ErrorCode | None = None
     cause: int | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """What a node raised; a node that returns an exception did not raise it."""
+
+    error: BaseException
 
 
 class _Targets:
@@ -440,14 +474,14 @@ class _Branches:
                 self._group.close(SIBLING)
 
 
-async def _guarded(node: BaseNode, message: Message, context: ExecutionContext) -> NodeResult | BaseException:
+async def _guarded(node: BaseNode, message: Message, context: ExecutionContext) -> NodeResult | _Raised:
     """The node's result, or what it raised: foreign code must not end the engine's tasks by an exception."""
     try:
         return await node.execute(message, context)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:
-        return error
+    except BaseException as error:  # noqa: BLE001 - SystemExit too is only this node's failure
+        return _Raised(error)
 
 
 def _failed(message: Message, error: ErrorInfo) -> StepOutcome:
@@ -456,18 +490,27 @@ def _failed(message: Message, error: ErrorInfo) -> StepOutcome:
 
 def _error_of(raised: BaseException, node_id: str) -> ErrorInfo:
     """The ErrorInfo of an exception that a node raised."""
-    if isinstance(raised, NodeError):
-        code, text, details, recoverable = raised.code, raised.message, raised.details, raised.recoverable
+    if isinstance(raised, NodeError) and isinstance(raised.code, ErrorCode):
+        code, details, recoverable = raised.code, raised.details, raised.recoverable
+        text = _shown(str, raised.message)
     elif isinstance(raised, asyncio.CancelledError):
         code, text, details, recoverable = ErrorCode.CANCELLED, "the node cancelled itself", {}, False
     else:
-        code, text, details, recoverable = ErrorCode.UNKNOWN, f"{type(raised).__name__}: {raised}", {}, True
-    info = {"code": code, "message": _clean(text), "recoverable": recoverable, "node_id": node_id}
+        text = f"{type(raised).__name__}: {_shown(str, raised)}"
+        code, details, recoverable = ErrorCode.UNKNOWN, {}, True
+    info: dict[str, Any] = {"code": code, "message": _clean(text), "recoverable": recoverable, "node_id": node_id}
     try:
         return ErrorInfo(**info, details=details)
     except ValidationError:
         # Details that JSON cannot carry are shown, not lost.
-        return ErrorInfo(**info, details={"repr": _clean(repr(details))})
+        return ErrorInfo(**info, details={"repr": _clean(_shown(repr, details))})
+
+
+def _shown(how: Callable[[object], str], thing: object) -> str:
+    try:
+        return how(thing)
+    except Exception:  # noqa: BLE001 - an error that cannot even be shown must not become another one
+        return "(what it says cannot be shown)"
 
 
 def _clean(text: str) -> str:

@@ -64,9 +64,9 @@ class Scope:
 
     def over(self) -> str | None:
         """Why this scope itself is over, or None: the reason it was closed for, or `deadline`."""
-        if self.reason is None and self._deadline_ns is not None:
-            if _nanoseconds(self._loop.time()) >= self._deadline_ns:
-                self.reason = DEADLINE
+        deadline_ns = self._deadline_ns if self.reason is None else None
+        if deadline_ns is not None and _nanoseconds(self._loop.time()) >= deadline_ns:
+            self.reason = DEADLINE
         return self.reason
 
     def outermost_over(self) -> Scope | None:
@@ -128,14 +128,14 @@ async def stop_task(task: asyncio.Task[Any], *, grace_s: float) -> bool:
     would otherwise keep the loop from ever moving on.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + grace_s
+    deadline_ns = _nanoseconds(loop.time() + grace_s)
     rounds = 0
     while not task.done():
         task.cancel()
         rounds += 1
         pause_s = 0.0 if rounds <= RECANCEL_AT_ONCE else grace_s / RECANCEL_SPREAD
         await asyncio.wait({task}, timeout=pause_s)
-        if loop.time() >= deadline and rounds > RECANCEL_AT_ONCE:
+        if _nanoseconds(loop.time()) >= deadline_ns and rounds > RECANCEL_AT_ONCE:
             break
     return task.done()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tinyllm.errors import TemplateError
 
-_FIELD = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)*"
+_FIELD = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z0-9_]+)?"
 _PLACE = re.compile(rf"\{{\{{({_FIELD})\}}\}}|\{{({_FIELD})\}}")
 
 

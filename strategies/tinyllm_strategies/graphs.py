@@ -102,7 +102,7 @@ def _models() -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {"model": st.sampled_from(MODELS)},
         optional={
-            "prompt_template": st.sampled_from(("{content}", "{task}?", "{lang}", "{{task}} {metadata.options.x}")),
+            "prompt_template": st.sampled_from(("{content}", "{task}?", "{lang}", "{{task}} {metadata.fallback}")),
             "fallback_models": st.lists(st.sampled_from(MODELS), max_size=2),
             "fallback_timeout_ms": st.sampled_from((10, 15, 1_000)),
             "enable_fallback": st.booleans(),

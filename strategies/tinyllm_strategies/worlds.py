@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
@@ -42,59 +43,72 @@ def executor_configs() -> st.SearchStrategy[ExecutorConfig]:
     """Limits and policies that really bite. Shrinks to small limits under `fail_fast`."""
     return st.builds(
         ExecutorConfig,
-        max_steps=st.sampled_from((100, 0, 1, 3, 4, 5, 8)),
-        timeout_ms=st.sampled_from((600_000, 10, 25, 1_010)),
+        max_steps=st.sampled_from((100, 100, 100, 0, 1, 3, 4, 5, 8)),
+        timeout_ms=st.sampled_from((600_000, 600_000, 10, 25, 1_010)),
         failure_policy=st.sampled_from(("fail_fast", "skip_failed", "fallback_simple", "best_effort")),
         fallback_response=st.sampled_from(("", "a", "sorry")),
         max_node_failures=st.sampled_from((3, 0, 1)),
     )
 
 
-@st.composite
+@dataclass(frozen=True, slots=True)
+class _Cast:
+    """What the lives of one graph have in common, found once and not for every example."""
+
+    graph: Graph
+    hosts: tuple[str, ...]
+    voices: tuple[tuple[str, str], ...]
+    answers: st.SearchStrategy[str]
+
+    @property
+    def speakers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(node for node, _ in self.voices))
+
+
 def scenarios(
-    draw: st.DrawFn,
-    graph: Graph,
-    *,
-    config: ExecutorConfig | None = None,
-    cancels: bool = False,
-    tolerated: int = 0,
-) -> Scenario:
-    """Lives of this graph. `tolerated` hosts are, in some lives, all that goes wrong: they are down throughout.
+    graph: Graph, *, config: ExecutorConfig | None = None, cancels: bool = False, tolerated: int = 0
+) -> st.SearchStrategy[Scenario]:
+    """Lives of this graph. `tolerated` hosts are, in half of the lives, all that goes wrong: down throughout.
 
     Shrinks to one run in which every model says `ok`, nothing goes wrong and stock asyncio decides.
     """
-    hosts = list(dict.fromkeys(hosts_of(graph).values()))
-    if tolerated and hosts and draw(st.booleans()):
-        return draw(_with_hosts_down(graph, hosts, tolerated))
+    hosts = tuple(dict.fromkeys(hosts_of(graph).values()))
+    cast = _Cast(graph, hosts, tuple(voices(graph)), answers_for(graph))
+    stormy = _storms(cast, config or ExecutorConfig(), cancels)
+    if not tolerated or not hosts:
+        return stormy
+    return stormy | _with_hosts_down(cast, config or ExecutorConfig(), tolerated)
+
+
+@st.composite
+def _storms(draw: st.DrawFn, cast: _Cast, config: ExecutorConfig, cancels: bool) -> Scenario:
     runs = tuple(draw(st.lists(run_plans(cancels=cancels), min_size=1, max_size=RUNS_MAX)))
-    pool = draw(st.lists(answers_for(graph), min_size=1, max_size=ANSWERS_MAX))
-    says = _sayings(draw, graph, runs=len(runs), pool=pool)
+    pool = draw(st.lists(cast.answers, min_size=1, max_size=ANSWERS_MAX))
+    says = _sayings(draw, cast, runs=len(runs), pool=pool)
     stormy = draw(st.booleans())
-    faults = draw(fault_plans(graph, runs=len(runs))) if stormy else FaultPlan()
+    faults = draw(fault_plans(cast.graph, runs=len(runs))) if stormy else FaultPlan()
     timed = draw(st.booleans()) if stormy else False
-    schedule = draw(schedules(timed=timed, max_size=16))
     return Scenario(
         runs=runs,
         plain_answer=pool[0],
         says=says,
         faults=faults,
-        schedule=schedule,
+        schedule=draw(schedules(timed=timed, max_size=16)),
         seed=draw(st.integers(0, 255)),
-        config=config or ExecutorConfig(),
+        config=config,
     )
 
 
-def _sayings(draw: st.DrawFn, graph: Graph, *, runs: int, pool: Sequence[str]) -> tuple[Says, ...]:
+def _sayings(draw: st.DrawFn, cast: _Cast, *, runs: int, pool: Sequence[str]) -> tuple[Says, ...]:
     """Byte k decides one answer: pool number `byte % len(pool)`, of which 0 is the plain one."""
     if len(pool) == 1:
         return ()
-    spoken = voices(graph)
-    slots = [Says(text="", node=node) for node in dict.fromkeys(node for node, _ in spoken)]
+    slots = [Says(text="", node=node) for node in cast.speakers]
     slots += [
         Says(text="", run=run, node=node, branch=branch, call=call)
         for call in range(SAYINGS_PER_VOICE)
         for run in range(runs)
-        for node, branch in spoken
+        for node, branch in cast.voices
     ]
     slots = slots[:SAYINGS_MAX]
     data = draw(st.binary(min_size=len(slots), max_size=len(slots)))
@@ -106,17 +120,17 @@ def _saying(slot: Says, text: str) -> Says:
 
 
 @st.composite
-def _with_hosts_down(draw: st.DrawFn, graph: Graph, hosts: list[str], tolerated: int) -> Scenario:
+def _with_hosts_down(draw: st.DrawFn, cast: _Cast, config: ExecutorConfig, tolerated: int) -> Scenario:
     """One run with that many hosts down throughout, or all there are; the targets of each fanout agree."""
-    down = draw(st.permutations(hosts))[:tolerated]
-    plain = draw(answers_for(graph))
-    spoken = list(dict.fromkeys(node for node, _ in voices(graph)))
-    others = draw(st.dictionaries(st.sampled_from(spoken), answers_for(graph), max_size=3)) if spoken else {}
+    down = draw(st.permutations(cast.hosts))[:tolerated]
+    plain = draw(cast.answers)
+    others = draw(st.dictionaries(st.sampled_from(cast.speakers), cast.answers, max_size=3)) if cast.speakers else {}
     return Scenario(
         runs=(RunPlan(content=draw(task_texts()), context=draw(st.none() | st.just("some context"))),),
         plain_answer=plain,
-        says=tuple(Says(text=text, node=node) for node, text in _agreed(graph, others).items() if text != plain),
+        says=tuple(Says(text=text, node=node) for node, text in _agreed(cast.graph, others).items() if text != plain),
         faults=FaultPlan(lasting=tuple(HostDown(host=host) for host in down)),
+        config=config,
     )
 
 

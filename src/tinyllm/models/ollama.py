@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 import ollama
-from pydantic import ValidationError
 
 from tinyllm.errors import ModelError
 from tinyllm.models.base import ModelRequest, ModelResponse
@@ -50,22 +49,23 @@ class OllamaClient:
             )
         except ollama.ResponseError as error:
             raise _refused(request.model, error) from error
-        except (ConnectionError, httpx.HTTPError, ValidationError, ValueError) as error:
+        except Exception as error:
+            # The official client stumbles over JSON of another shape with TypeError, AttributeError and more.
             raise ModelError(f"{request.model}: {type(error).__name__}: {error}") from error
         finally:
             _key.reset(token)
         return ModelResponse(
             text=answer.message.content or "",
             model=request.model,
-            tokens_in=answer.prompt_eval_count or 0,
-            tokens_out=answer.eval_count or 0,
+            tokens_in=max(0, answer.prompt_eval_count or 0),
+            tokens_out=max(0, answer.eval_count or 0),
         )
 
     async def aclose(self) -> None:
         """Close every connection. Closing twice does nothing."""
         clients, self._clients = self._clients, {}
         for client in clients.values():
-            await client.close()
+            await client.close()  # type: ignore[no-untyped-call]
 
     async def __aenter__(self) -> OllamaClient:
         return self

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from tinyllm.context import ExecutionContext
-from tinyllm.errors import ErrorCode, NodeError, TemplateError
+from tinyllm.errors import ErrorCode, ModelError, NodeError, TemplateError
 from tinyllm.message import Message
 from tinyllm.models.base import ModelRequest, ModelResponse
 from tinyllm.templates import render
@@ -20,12 +20,17 @@ _OUTER = string.whitespace + string.punctuation
 async def ask(request: ModelRequest, context: ExecutionContext, *, limit_ms: int | None = None) -> ModelResponse:
     """One call of the run's model client; its tokens count for the run.
 
-    Raises ModelError when it fails, NodeError `TIMEOUT` when `limit_ms` (None: no limit of its own) is over;
-    an answer at that very moment is late.
+    Raises ModelError when it fails, whatever the client raised, and NodeError `TIMEOUT` when `limit_ms`
+    (None: no limit of its own) is over; what comes at that very moment is late.
     """
     if context.model is None:
         raise NodeError(ErrorCode.MODEL_ERROR, "no model client was handed in", recoverable=False)
-    response = await _within(limit_ms, context.model.complete(request))
+    try:
+        response = await _within(limit_ms, context.model.complete(request))
+    except NodeError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{request.model}: {type(error).__name__}: {error}") from error
     if response is None:
         raise NodeError(ErrorCode.TIMEOUT, f"{request.model} gave no answer within {limit_ms} ms")
     context.count_tokens(response.tokens_in + response.tokens_out)
@@ -37,15 +42,19 @@ async def _within(limit_ms: int | None, answer: Awaitable[ModelResponse]) -> Mod
         return await answer
     loop = asyncio.get_running_loop()
     deadline = loop.time() + limit_ms / 1_000
+
+    def over() -> bool:
+        # Rounded, because equal moments can be different sums of floats.
+        return round((deadline - loop.time()) * 1e9) <= 0
+
     try:
         async with asyncio.timeout_at(deadline):
             response = await answer
-    except TimeoutError:
-        if loop.time() < deadline:
+    except Exception:
+        if not over():
             raise
         return None
-    # Rounded, because equal moments can be different sums of floats.
-    return response if round((deadline - loop.time()) * 1e9) > 0 else None
+    return None if over() else response
 
 
 def rendered(template: str, names: Mapping[str, Any]) -> str:

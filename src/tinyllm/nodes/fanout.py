@@ -49,6 +49,7 @@ class FanoutNode(BaseNode):
             return self._failed(failures, f"no answer has {config.votes_needed} votes", told)
         chosen = outcomes[winner]
         assert chosen is not None
+        context.variables.update(chosen.variables)
         return success(context.child_of(message, chosen.message.payload), **told)
 
     def _failed(self, failures: Sequence[ErrorInfo], why: str, told: dict[str, Any]) -> NodeResult:

@@ -71,7 +71,7 @@ class HostDown:
     duration_ms: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.host, str) or not self.host:
+        if type(self.host) is not str or not self.host:
             raise FaultError(f"host is the name of a host, not {self.host!r}")
         _require("start_ms", self.start_ms, 0, MS_MAX)
         if self.duration_ms is not None:
@@ -119,8 +119,10 @@ def fault_to_json(fault: CallFaultKind | HostDown) -> dict[str, Any]:
     return {"fault": fault.name, **asdict(fault)}
 
 
-def fault_from_json(value: Mapping[str, Any]) -> Any:
+def fault_from_json(value: Any) -> Any:
     """The fault that `fault_to_json` wrote; raises FaultError for anything else."""
+    if not isinstance(value, Mapping):
+        raise FaultError(f"a fault is an object with its name under `fault`, not {value!r}")
     settings = {key: setting for key, setting in value.items() if key != "fault"}
     kind = FAULTS.get(str(value.get("fault")))
     if kind is None:

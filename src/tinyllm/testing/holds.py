@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Literal
 
@@ -74,6 +74,16 @@ class Holds:
         while self.for_steps and self.for_steps[0][0] <= task_steps:
             handles.append(self.earliest())
         return handles
+
+    def take(self, task: object) -> SimulatedHandle | None:
+        """Give out the wake-up of *task* that is held for steps, or None."""
+        for entry in self.for_steps:
+            if entry[2].task is task:
+                self.for_steps.remove(entry)
+                heapify(self.for_steps)
+                self.held -= 1
+                return entry[2]
+        return None
 
     def earliest(self) -> SimulatedHandle:
         """Give out what is to go first, due or not."""

@@ -480,6 +480,25 @@ class SimulatedLoop(ReportingLoop):
             self._ready.appendleft(handle)
         return len(handles)
 
+    def cut_hold(self, task: SimulatedTask[Any]) -> None:
+        """Make a held wake-up of *task* ready; does nothing if none is held. For `SimulatedTask.cancel`."""
+        if not self._holds.held:
+            return
+        handle = self._holds.take(task) or self._taken_from_timers(task)
+        if handle is not None:
+            self._ready_wakeups += 1
+            self._ready.append(handle)
+
+    def _taken_from_timers(self, task: SimulatedTask[Any]) -> SimulatedHandle | None:
+        for entry in self._timers:
+            handle = entry[2]
+            if isinstance(handle, SimulatedHandle) and handle.task is task:
+                self._timers.remove(entry)
+                heapify(self._timers)
+                self._holds.held -= 1
+                return handle
+        return None
+
     # --- errors and leftovers ------------------------------------------------------------------------
 
     def _stuck(self) -> StuckError:

@@ -89,20 +89,33 @@ def _answers_within(history: History, promises: Promises) -> Iterator[Breach]:
             yield _breach(record, f"answers_within_ms: {limit_ms} was promised, and {took}")
 
 
+def tolerance_judged(history: History, promises: Promises) -> bool:
+    """Whether some run of this history could have broken `tolerates_failures`."""
+    return any(_tolerance_at_stake(history, record, promises) for record in history.runs)
+
+
 def _tolerates(history: History, promises: Promises) -> Iterator[Breach]:
-    if promises.tolerates_failures is None:
-        return
     for record in history.runs:
         result = record.result
-        if result is None or record.cancelled_ns is not None or result.status == "succeeded":
+        if result is None or result.status == "succeeded":
             continue
-        down = _hosts_down_throughout(history, record)
-        if not 0 < len(down) <= promises.tolerates_failures or not _succeeds_otherwise(history, record):
+        down = _tolerance_at_stake(history, record, promises)
+        if not down:
             continue
-        why = f"{result.error.code} at {result.error.node_id}" if result.error else "its exit"
-        ended = f"{record.run_id} ended {result.status} ({why})"
-        text = f"tolerates_failures: {promises.tolerates_failures} was promised, and with {' and '.join(down)} down {ended}"
-        yield _breach(record, f"{text}; with every host up it succeeds")
+        why = f"{result.error.code} at {result.error.node_id}" if result.error else "by its exit"
+        promised = f"tolerates_failures: {promises.tolerates_failures} was promised"
+        ended = f"with {' and '.join(down)} down {record.run_id} ended {result.status} ({why})"
+        yield _breach(record, f"{promised}, and {ended}; with every host up it succeeds")
+
+
+def _tolerance_at_stake(history: History, record: RunRecord, promises: Promises) -> tuple[str, ...]:
+    """The hosts whose failure this run must bear; none if their failure is not all that went wrong."""
+    if promises.tolerates_failures is None or record.result is None or record.cancelled_ns is not None:
+        return ()
+    down = _hosts_down_throughout(history, record)
+    if not 0 < len(down) <= promises.tolerates_failures:
+        return ()
+    return down if _succeeds_otherwise(history, record) else ()
 
 
 def _succeeds_otherwise(history: History, record: RunRecord) -> bool:

@@ -86,14 +86,14 @@ class Script:
         healed = self.healed_at_ns is not None and ask.at_ns > self.healed_at_ns
         fault = None if healed else self._faults.get((ask.run, ask.node, ask.branch, ask.call))
         delay_ms = fault.delay_ms if isinstance(fault, Latency) else 0
-        duration_ns = (SERVICE_MS + delay_ms) * NS_PER_MS
+        duration_ns = 0 if isinstance(fault, Refused) else (SERVICE_MS + delay_ms) * NS_PER_MS
         down = None if healed else self._down(self.hosts[ask.model], ask.at_ns, ask.at_ns + duration_ns)
         if down is not None:
             left_ns = max(0, down.start_ms * NS_PER_MS - ask.at_ns)
             return Reply(duration_ns=left_ns, how="reset" if left_ns else "refused", fault=down)
         match fault:
             case Refused():
-                return Reply(duration_ns=0, how="refused", fault=fault)
+                return Reply(duration_ns=duration_ns, how="refused", fault=fault)
             case CutMidBody():
                 return Reply(duration_ns=duration_ns, how="cut", text=self.answer(ask), fault=fault)
             case ServerError(status=status):
@@ -111,14 +111,15 @@ class Script:
         return self.plain_answer
 
     def _down(self, host: str, from_ns: int, until_ns: int) -> HostDown | None:
-        """The first fault that has `host` down at `from_ns`, or takes it down before `until_ns`."""
+        """The fault that has `host` down at `from_ns`, else the first to take it down before `until_ns`."""
+        found: list[HostDown] = []
         for fault in self.faults.lasting:
             ends_ns = fault.ends_ms() * NS_PER_MS
             start_ns = fault.start_ms * NS_PER_MS
             begins_before_end = start_ns <= from_ns or start_ns < until_ns
             if fault.host == host and begins_before_end and ends_ns > max(from_ns, start_ns):
-                return fault
-        return None
+                found.append(fault)
+        return min(found, key=lambda fault: max(from_ns, fault.start_ms * NS_PER_MS), default=None)
 
 
 def models_of(config: NodeConfig) -> tuple[str, ...]:

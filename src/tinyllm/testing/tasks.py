@@ -75,6 +75,17 @@ class SimulatedTask(asyncio.Task[_T]):
         super().__init__(body, loop=loop, name=name, context=context)
         loop.remember(self)
 
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel as asyncio does; a wake-up that is held back goes at once.
+
+        On asyncio the answer that the hold keeps away would simply not have come yet, and a task that
+        waits for it can be cancelled at any moment.
+        """
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self.get_loop().cut_hold(self)  # type: ignore[attr-defined]
+        return cancelled
+
     def __hash__(self) -> int:
         return self.number
 

@@ -1,0 +1,62 @@
+"""The command line: a group that other packages extend through the entry point group `tinyllm.commands`."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint, entry_points, version
+
+import click
+
+GROUP = "tinyllm.commands"
+INSTALL_HINT = "it needs the testing extra: pip install 'tinyllm[testing]'"
+
+
+class _Extensible(click.Group):
+    """Loads a command's module only when that command is asked for, so that `--help` stays quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_commands())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = _commands().get(cmd_name)
+        if entry is None:
+            return None
+        try:
+            command = entry.load()
+        except ImportError as error:
+            reason = f"{error.name or error} is not installed; {INSTALL_HINT}"
+            return _missing(cmd_name, reason)
+        assert isinstance(command, click.Command), f"{entry.value} is no click command"
+        return command
+
+
+@click.group(cls=_Extensible, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("tinyllm"), prog_name="tinyllm")
+def cli() -> None:
+    """Graphs of small language models, and the suite that breaks them before production does."""
+
+
+def main() -> None:
+    """The console script. Exit codes: 0 fine, 1 a finding, 2 bad input, 3 the harness itself failed."""
+    try:
+        cli(standalone_mode=True)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        sys.stderr.close()
+        sys.exit(141)
+
+
+def _commands() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def _missing(name: str, reason: str) -> click.Command:
+    """A command that only says why it cannot run."""
+
+    @click.command(name, short_help=f"(not available: {INSTALL_HINT})")
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def unavailable(arguments: tuple[str, ...]) -> None:
+        raise click.UsageError(f"`tinyllm {name}` cannot run: {reason}")
+
+    unavailable.ignore_unknown_options = True
+    return unavailable

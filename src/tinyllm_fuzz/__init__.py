@@ -1,0 +1,1 @@
+"""The commands that hunt: `tinyllm check` and `tinyllm replay`."""
