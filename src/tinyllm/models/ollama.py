@@ -49,6 +49,9 @@ class OllamaClient:
             )
         except ollama.ResponseError as error:
             raise _refused(request.model, error) from error
+        except ConnectionError as error:
+            # The official client's own words here are two lines about where to download it.
+            raise ModelError(f"{request.model}: cannot connect to its Ollama host") from error
         except Exception as error:
             # The official client stumbles over JSON of another shape with TypeError, AttributeError and more.
             raise ModelError(f"{request.model}: {type(error).__name__}: {error}") from error

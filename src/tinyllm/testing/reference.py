@@ -199,9 +199,7 @@ class _Tally:
 
     def __add__(self, other: _Tally) -> _Tally:
         exact = self.exact and other.exact
-        return _Tally(
-            self.steps + other.steps, self.attempts + other.attempts, self.tokens + other.tokens, exact
-        )
+        return _Tally(self.steps + other.steps, self.attempts + other.attempts, self.tokens + other.tokens, exact)
 
 
 _NOTHING = _Tally()
@@ -609,9 +607,7 @@ class _World:
         retry_after_s: float = error.details.get("retry_after_s", 0)
         return max(delay_ns, round(retry_after_s * 1_000 * MS))
 
-    def _attempt(
-        self, node: NodeDefinition, token: _Token, path: str, at_ns: int, until_ns: int
-    ) -> _Ran[_Put]:
+    def _attempt(self, node: NodeDefinition, token: _Token, path: str, at_ns: int, until_ns: int) -> _Ran[_Put]:
         config = node.config
         if isinstance(config, FanoutConfig):
             return self._fanout(node.id, config, token, path, at_ns, until_ns)
@@ -767,9 +763,7 @@ class _World:
         return (*earlier, now)
 
 
-def _limited(
-    work: Callable[[int], _Ran[T]], limit_ms: int, node_id: str, at_ns: int, until_ns: int
-) -> _Ran[T]:
+def _limited(work: Callable[[int], _Ran[T]], limit_ms: int, node_id: str, at_ns: int, until_ns: int) -> _Ran[T]:
     """`work` from `at_ns` on, for less than `limit_ms`: at that moment it is a TIMEOUT of `node_id`.
 
     `until_ns` is the outer deadline; it wins if it is not later.
@@ -806,9 +800,7 @@ def _answered(token: _Token, model: str, reply: Reply) -> _Put:
     return _Put(_Token(token.payload.replace(error=None, content=reply.text), measured))
 
 
-def _passed(
-    node_id: str, config: GateConfig, token: _Token, condition: GateCondition | None
-) -> _Put | ErrorInfo:
+def _passed(node_id: str, config: GateConfig, token: _Token, condition: GateCondition | None) -> _Put | ErrorInfo:
     """What a gate puts out when `condition` is its choice; None: no condition is."""
     name, target = (condition.name, condition.target) if condition else ("default", config.default_target)
     if target is None:
@@ -822,9 +814,7 @@ def _slots(config: FanoutConfig) -> int:
     return min(config.max_parallel_branches or count, count) if config.parallel else 1
 
 
-def _voted(
-    node_id: str, config: FanoutConfig, results: Sequence[_Put | ErrorInfo | None]
-) -> _Put | ErrorInfo:
+def _voted(node_id: str, config: FanoutConfig, results: Sequence[_Put | ErrorInfo | None]) -> _Put | ErrorInfo:
     """The majority's answer, or why there is none."""
     errors = [result for result in results if isinstance(result, ErrorInfo)]
     if errors and config.require_all_success:
@@ -886,9 +876,7 @@ _NAME = r"[^\W\d]\w*"
 _HOLE = re.compile(rf"\{{\{{{_NAME}(?:\.\w+)?\}}\}}|\{{({_NAME})(?:\.(\w+))?\}}")
 
 
-def _has_prompt(
-    template: str | None, token: _Token, variables: Mapping[str, Any], system: str | None = None
-) -> bool:
+def _has_prompt(template: str | None, token: _Token, variables: Mapping[str, Any], system: str | None = None) -> bool:
     """Whether there is something to ask: every name of the templates has a value.
 
     Without a template the content is asked, else the task. Scripts do not see prompts, so none is rendered.

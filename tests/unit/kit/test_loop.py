@@ -1379,7 +1379,7 @@ def test_an_error_while_a_generator_closes_does_not_keep_the_others_open():
     assert (log, [repr(each["exception"]) for each in loop.unhandled]) == (["a", "b"], ["ValueError('a')"])
 
 
-def test_a_held_task_is_cancelled_at_close_when_its_time_is_over():
+def test_held_tasks_are_cancelled_at_close_without_waiting_for_the_end_of_their_holds():
     loop = SimulatedLoop((Hold(0, 11), Hold(0, 11)))
     log: list[str] = []
 
@@ -1395,4 +1395,32 @@ def test_a_held_task_is_cancelled_at_close_when_its_time_is_over():
     loop.close()
 
     assert log == ["a", "b"]
-    assert (loop.unhandled, loop.time_ns) == ([], 11 * 10**9)
+    assert (loop.unhandled, loop.time_ns) == ([], 10**9)
+
+
+@pytest.mark.parametrize("level", [6, 11], ids=["held for steps", "held for a time"])
+def test_cancelling_a_held_task_ends_the_hold_at_once(level):
+    """Stock asyncio can cancel a task whose answer has not come; a hold is an answer that has not come."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        cancelled: list[tuple[str, float]] = []
+
+        async def sleeper():
+            try:
+                await asyncio.sleep(1)
+            except asyncio.CancelledError:
+                cancelled.append((asyncio.current_task().get_name(), loop.time()))
+
+        tasks = [loop.create_task(sleeper(), name=name) for name in "ab"]
+        for _ in range(4):
+            await asyncio.sleep(0.25)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        return cancelled, [(hold.task, 1.0) for hold in loop.applied_holds]
+
+    cancelled, held = run(main(), schedule=(Hold(0, level),))
+
+    assert len(held) == 1
+    assert cancelled == held
