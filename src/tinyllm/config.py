@@ -7,18 +7,22 @@ fit together is `graph.py`'s business.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import heapq
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, StringConstraints, ValidationError
 
 from tinyllm import expressions
-from tinyllm.documents import Document, PathKey
+from tinyllm.documents import Document, PathKey, Position
 from tinyllm.errors import ExpressionError, GraphConfigError, Problem
 from tinyllm.message import JsonObject, Text
 
 PROBLEMS_MAX = 100
+#: Names of one condition that a likeness is looked for; the search is slow, and a hostile file holds only such names.
+LIKENESSES_MAX = 3
 #: Milliseconds: 24 days, what a signed 32-bit number holds; longer times are mistakes.
 MS_MAX = 2**31 - 1
 
@@ -94,7 +98,9 @@ class ExitConfig(NodeConfig):
 class ModelConfig(NodeConfig):
     """A model call. `fallback_models` are tried in order within the same attempt."""
 
-    IGNORED = frozenset({"stream", "tools", "tools_enabled", "tool_ids", "output_format", "input_schema", "output_schema"})
+    IGNORED = frozenset(
+        {"stream", "tools", "tools_enabled", "tool_ids", "output_format", "input_schema", "output_schema"}
+    )
     UNBUILT = frozenset({"response_schema", "repair_attempts"})
 
     model: Name = "qwen2.5:3b"
@@ -111,10 +117,10 @@ class ModelConfig(NodeConfig):
     def findings(self) -> Iterator[Finding]:
         if self.prompt_id is not None:
             message = "no prompt of this name was handed in; the built-in prompt is used"
-            yield (("prompt_id",), _warning("unknown_prompt", message, value=repr(self.prompt_id)))
+            yield (("prompt_id",), _warning("unknown_prompt", message, value=short(self.prompt_id)))
         if self.fallback_strategy != "sequential":
             message = "fallback models are always tried in order"
-            yield (("fallback_strategy",), _warning("ignored_key", message, value=repr(self.fallback_strategy)))
+            yield (("fallback_strategy",), _warning("ignored_key", message, value=short(self.fallback_strategy)))
 
     def models(self) -> tuple[str, ...]:
         """The models that one attempt asks, in order."""
@@ -251,6 +257,15 @@ class _NodeShape(_Part):
     on_error: NodeId | None = None
 
 
+class Points(_Part):
+    """What the structure needs of the top level; it is checked even if the rest of the top level is wrong."""
+
+    entry_points: NodeIds = ()
+    exit_points: NodeIds = ()
+    protected: NodeIds | None = None
+    allow_cycles: bool = False
+
+
 class _GraphShape(_Part):
     """The top level of a file, before its parts were judged."""
 
@@ -279,6 +294,7 @@ class Reader:
         self.errors: list[Problem] = []
         self.warnings: list[Problem] = []
         self.header: _GraphShape | None = None
+        self.points = Points()
         self.nodes: list[tuple[int, NodeDefinition]] = []
         self.edges: list[tuple[int, EdgeDefinition]] = []
         #: Ids of nodes that are named well but are otherwise refused, so that a reference to them is no second error.
@@ -298,12 +314,16 @@ class Reader:
             hint=problem.hint,
             severity=problem.severity,
         )
-        (self.errors if placed.severity == "error" else self.warnings).append(placed)
+        found = self.errors if placed.severity == "error" else self.warnings
+        found.append(placed)
+        if len(found) == 2 * PROBLEMS_MAX:
+            # A hostile file is wrong in all of its values; only the first are ever told.
+            found[:] = first_in_file(found)
 
     def refuse_if_wrong(self) -> None:
         """Raise GraphConfigError with all errors in the order of the file, if there are any."""
         if self.errors:
-            raise GraphConfigError(tuple(sorted(self.errors, key=_in_file)[:PROBLEMS_MAX]), source=self.document.source)
+            raise GraphConfigError(first_in_file(self.errors), source=self.document.source)
 
     def definition(self) -> GraphDefinition:
         """The graph as read; raises GraphConfigError if any part was refused."""
@@ -320,6 +340,7 @@ class Reader:
             self.report((), _error("not_a_graph", f"{shown}; a graph file is a mapping with id, nodes, edges ..."))
             return
         self.header = self._checked(_GraphShape, value, ())
+        self.points = _well_formed_points(value)
         for index, raw in enumerate(_items(value.get("nodes"))):
             self._read_node(raw, index)
         for index, raw in enumerate(_items(value.get("edges"))):
@@ -361,7 +382,7 @@ class Reader:
         if name in UNBUILT_TYPES:
             problem = _error("unbuilt", f"the node type {name!r} is not built yet", hint=f"This version runs {known}.")
         else:
-            problem = _error("unknown_type", "unknown node type", value=repr(name), hint=f"One of {known}.")
+            problem = _error("unknown_type", "unknown node type", value=short(name), hint=f"One of {known}.")
         self.report((*path, "type"), problem)
         return None
 
@@ -385,7 +406,7 @@ class Reader:
         try:
             return model.model_validate(raw)
         except ValidationError as error:
-            for detail in error.errors(include_url=False):
+            for detail in first_details(error, path, self.document):
                 self.report((*path, *detail["loc"]), _problem_of(model, detail))
             return None
 
@@ -395,13 +416,14 @@ def condition_findings(source: str, path: PathKey) -> Iterator[Finding]:
     try:
         expression = expressions.parse(source)
     except ExpressionError as error:
-        yield (path, _error("condition", f"the condition {error}", value=_short(source)))
+        yield (path, _error("condition", f"the condition {error}", value=short(source)))
         return
-    for name in expression.names:
-        if name not in KNOWN_NAMES:
-            close = difflib.get_close_matches(name, KNOWN_NAMES, 1)
-            hint = f"Did you mean {close[0]}?" if close else "A payload key that is not set is null."
-            yield (path, _warning("unknown_name", f"nothing is known to set {name!r}", value=_short(source), hint=hint))
+    unknown = [name for name in expression.names if name not in KNOWN_NAMES]
+    for number, name in enumerate(unknown):
+        close = _likeness(name, KNOWN_NAMES) if number < LIKENESSES_MAX else None
+        hint = f"Did you mean {close}?" if close else "A payload key that is not set is null."
+        message = f"nothing is known to set {short(name)}"
+        yield (path, _warning("unknown_name", message, value=short(source), hint=hint))
 
 
 #: Names that a condition can count on: the payload's fields, what nodes publish in it, and the two mappings.
@@ -412,19 +434,67 @@ KNOWN_NAMES = (
 
 
 def spelled(path: PathKey) -> str:
-    """A path as people write it: `nodes[3].config.timeout_ms`."""
+    """A path as people write it: `nodes[3].config.timeout_ms`; a key that is no name stands in brackets and quotes."""
     text = ""
     for key in path:
-        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else key
+        if isinstance(key, int):
+            text += f"[{key}]"
+        elif key.isidentifier() and len(key) <= SHOWN_CHARS_MAX:
+            text += f".{key}" if text else key
+        else:
+            text += f"[{short(key)}]"
     return text
+
+
+#: Longer texts are cut where a problem shows them.
+SHOWN_CHARS_MAX = 60
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlist = _SHOWN.maxdict = 20
+_SHOWN.maxstring = _SHOWN.maxlong = _SHOWN.maxother = SHOWN_CHARS_MAX
+
+
+def short(value: Any) -> str:
+    """`value` on one short line. Never spelled out in full first: through aliases a small file holds gigabytes."""
+    if isinstance(value, str) and len(value) > SHOWN_CHARS_MAX:
+        return f"{value[:57]!r}... ({len(value)} characters)"
+    try:
+        text = _SHOWN.repr(value)
+    except ValueError:  # an integer too long for Python to print
+        return type(value).__name__
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def first_in_file(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """As many problems as are told, in the order of the file."""
+    return tuple(sorted(problems, key=lambda problem: (problem.line or 0, problem.column or 0))[:PROBLEMS_MAX])
+
+
+def first_details(error: ValidationError, path: PathKey, document: Document | None) -> list[Any]:
+    """What pydantic found wrong with the value at `path`, in the order of the file: as much as is told."""
+
+    def place(detail: Any) -> Position:
+        return (document and document.position((*path, *detail["loc"]))) or (0, 0)
+
+    return heapq.nsmallest(PROBLEMS_MAX, error.errors(include_url=False, include_context=False), place)
+
+
+def _well_formed_points(value: Mapping[str, Any]) -> Points:
+    sound: dict[str, Any] = {}
+    for key in value.keys() & Points.model_fields:
+        try:
+            sound[key] = getattr(Points.model_validate({key: value[key]}), key)
+        except ValidationError:
+            continue
+    return Points(**sound)
+
+
+def _likeness(word: str, known: Iterable[str]) -> str | None:
+    found = difflib.get_close_matches(word[:SHOWN_CHARS_MAX], known, 1)
+    return found[0] if found else None
 
 
 def _items(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _in_file(problem: Problem) -> tuple[int, int]:
-    return (problem.line or 0, problem.column or 0)
 
 
 def _error(code: str, message: str, **more: Any) -> Problem:
@@ -435,27 +505,22 @@ def _warning(code: str, message: str, **more: Any) -> Problem:
     return Problem(code=code, message=message, path="", severity="warning", **more)
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, str) and len(value) > 60:
-        return f"{value[:57]!r}... ({len(value)} characters)"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _problem_of(model: type[BaseModel], detail: Any) -> Problem:
     """A pydantic error in our words: what is wrong, the value, what would be right."""
     kind, key = detail["type"], detail["loc"][-1] if detail["loc"] else ""
     if kind == "missing":
         return _error("missing_key", f"the key {key!r} is missing")
     if kind == "extra_forbidden":
-        close = difflib.get_close_matches(str(key), [*model.model_fields], 1)
-        hint = f"Did you mean {close[0]}?" if close else f"Known keys: {', '.join(model.model_fields)}."
-        return _error("unknown_key", f"unknown key {key!r}", hint=hint)
+        # Conditions are the only parts that are read together with what is around them.
+        known = (GateCondition if len(detail["loc"]) > 1 else model).model_fields
+        close = _likeness(str(key), known)
+        hint = f"Did you mean {close}?" if close else f"Known keys: {', '.join(known)}."
+        return _error("unknown_key", f"unknown key {short(key)}", hint=hint)
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "this should")
     message = message.replace("Tuple should", "this should").replace("String should", "this should")
-    hint = None
+    advice = None
     if kind == "string_type" and isinstance(detail["input"], bool | int | float):
-        hint = "Put it in quotes."
-    elif kind == "string_pattern_mismatch" and "a-z0-9_." in str(detail.get("ctx")):
-        hint = "Ids start with a small letter, then small letters, digits, dots and underscores."
-    return _error("invalid_value", message, value=_short(detail["input"]), hint=hint)
+        advice = "Put it in quotes."
+    elif kind == "string_pattern_mismatch" and "a-z0-9_." in message:
+        advice = "Ids start with a small letter, then small letters, digits, dots and underscores."
+    return _error("invalid_value", message, value=short(detail["input"]), hint=advice)

@@ -23,18 +23,26 @@ from tinyllm.errors import GraphConfigError, Problem
 FILE_BYTES_MAX = 1 << 20
 DEPTH_MAX = 64
 ALIASED_VALUES_MAX = 10_000
-#: A file within the size limit could still hold half a million empty lists, which take 80 MiB and seconds.
-VALUES_MAX = 100_000
+#: A text that is repeated by aliases counts as one value more for each so many characters.
+VALUE_CHARS = 1_000
+#: A file within the size limit could still hold half a million empty lists; with the path of each that is
+#: far more than 64 MiB, and seconds.
+VALUES_MAX = 40_000
+#: Longer ones are no numbers that a graph needs, and `1:1:1:...`, which YAML reads in base 60, takes minutes.
+NUMBER_CHARS_MAX = 1_000
 
 PathKey = tuple[str | int, ...]
 Position = tuple[int, int]
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_RESOLVER = yaml.resolver.Resolver()
-_CONSTRUCTOR = yaml.constructor.SafeConstructor()
+_RESOLVER: Any = yaml.resolver.Resolver()
+_CONSTRUCTOR: Any = yaml.constructor.SafeConstructor()
 #: Dates stay text: a graph has no place for them, and `created_at: 2025-01-15` should stay what it says.
 _PLAIN_TYPES = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float")}
 _MERGE = "tag:yaml.org,2002:merge"
+_UNPRINTABLE: re.Pattern[str] = yaml.reader.Reader.NON_PRINTABLE
+#: Each such line is compared with all before it, which a file of nothing else makes half a minute.
+_TAG_DIRECTIVE = re.compile(r"^%TAG\b", re.MULTILINE)
 #: JSON spells a character above U+FFFF as two escapes, which YAML refuses. `\\\\` is matched to step over it.
 _SURROGATE_ESCAPE = re.compile(r"\\\\|\\(u[dD][89a-fA-F][0-9a-fA-F]{2})")
 
@@ -125,6 +133,7 @@ class _Open:
     anchor: str | None
     count: int = 1
     key: str | None = None
+    merging: bool = False
     merges: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -193,21 +202,29 @@ class _Folder:
 
     def scalar(self, event: Any) -> None:
         self.check_tag(event)
+        weight = 1 + len(event.value) // VALUE_CHARS
+        if self.stack:
+            self.stack[-1].count += weight - 1
         plain = event.implicit[0]
         tag = _RESOLVER.resolve(yaml.ScalarNode, event.value, (plain, not plain))
         if self.expects_key():
+            self.remember(event.anchor, event.value, weight)
             self.begin_key(event, is_merge=plain and tag == _MERGE)
             return
         value: Any = event.value
         if plain and tag in _PLAIN_TYPES:
             value = self.constructed(event, tag)
-        self.remember(event.anchor, value, 1)
+        self.remember(event.anchor, value, weight)
         self.add(value, event)
 
     def constructed(self, event: Any, tag: str) -> Any:
         """The number, truth value or null that a plain scalar spells."""
+        if len(event.value) > NUMBER_CHARS_MAX:
+            message = f"a number of {len(event.value)} characters; at most {NUMBER_CHARS_MAX}"
+            raise self.refused(event, "value", message, value=_short(event.value))
         try:
-            value = _CONSTRUCTOR.construct_object(yaml.ScalarNode(tag, event.value))
+            # Not `construct_object`: that one keeps every node it was ever given.
+            value = _CONSTRUCTOR.yaml_constructors[tag](_CONSTRUCTOR, yaml.ScalarNode(tag, event.value))
         except (ValueError, OverflowError, KeyError) as error:
             raise self.refused(event, "value", f"cannot be read: {error}", value=_short(event.value)) from None
         if isinstance(value, float) and not math.isfinite(value):
@@ -219,10 +236,8 @@ class _Folder:
         key = event.value
         if key in top.value and not is_merge:
             raise self.refused(event, "duplicate_key", f"the key {_short(key)} stands here twice")
-        top.key = key
-        if is_merge:
-            top.merges.append({})
-        else:
+        top.key, top.merging = key, is_merge
+        if not is_merge:
             self.positions.setdefault((*top.path, key), _position(event.start_mark))
 
     def open(self, event: Any) -> None:
@@ -263,8 +278,8 @@ class _Folder:
         if isinstance(top.value, list):
             top.value.append(value)
             return
-        if top.key == "<<" and top.merges and not top.merges[-1]:
-            top.merges[-1] = self.merged(value, event)
+        if top.merging:
+            top.merges.append(self.merged(value, event))
         else:
             top.value[top.key] = value
         top.key = None
@@ -276,7 +291,8 @@ class _Folder:
         for mapping in mappings:
             if not isinstance(mapping, dict):
                 raise self.refused(event, "merge", "`<<` needs a mapping, or a list of mappings")
-            result = {**mapping, **result}
+            for key, item in mapping.items():
+                result.setdefault(key, item)
         return result
 
     def check_tag(self, event: Any) -> None:
@@ -287,17 +303,18 @@ class _Folder:
 
 def _folded(text: str, source: str) -> Document:
     folder = _Folder(source)
+    if found := _UNPRINTABLE.search(text):
+        character = _short(found.group())
+        raise refusal(source, "character", "a character that no text holds", _place(text, found), value=character)
+    if found := _TAG_DIRECTIVE.search(text):
+        raise refusal(source, "tag", "tags are not allowed", _place(text, found), hint="Remove this line.")
     try:
         for event in _events(text):
             folder.feed(event)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = ", ".join(part for part in (error.context, error.problem) if part)
-        raise refusal(source, "syntax", what or "not YAML", mark and _position(mark)) from None
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        column = error.position - text.rfind("\n", 0, error.position)
-        raise refusal(source, "character", error.reason, (line, column), value=_short(chr(error.character))) from None
+        raise refusal(source, "syntax", what or "not YAML", _position(mark) if mark else None) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise refusal(source, "syntax", _first_line(error)) from None
     return Document(folder.result, folder.positions, source)
@@ -310,6 +327,11 @@ def _events(text: str) -> Iterator[Any]:
 
 def _first_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _place(text: str, found: re.Match[str]) -> Position:
+    at = found.start()
+    return text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
 
 
 def _position(mark: Any) -> Position:

@@ -91,7 +91,9 @@ class Expression:
         except ExpressionError:
             raise
         except _FAILURES as error:
-            raise ExpressionError(f"{self.source!r} failed: {type(error).__name__}: {error}") from None
+            # Some errors quote the value, which may be a whole text.
+            reason = str(error)[:200]
+            raise ExpressionError(f"{self.source!r} failed: {type(error).__name__}: {reason}") from None
 
 
 def parse(source: str) -> Expression:
@@ -174,7 +176,7 @@ def _children(node: ast.expr) -> list[ast.expr]:
 def _compared(node: ast.Compare) -> list[ast.expr]:
     for op, right in zip(node.ops, node.comparators, strict=True):
         identity = isinstance(op, ast.Is | ast.IsNot)
-        if identity and not (isinstance(right, ast.Constant) and right.value in (None, True, False)):
+        if identity and not (isinstance(right, ast.Constant) and type(right.value) in (bool, type(None))):
             raise _refuse(node, "`is` with anything but None, True and False (use ==)")
     return [node.left, *node.comparators]
 
@@ -266,6 +268,8 @@ def _call(node: ast.Call, names: Mapping[str, Any]) -> Any:
     if isinstance(node.func, ast.Name):
         if node.func.id == "sum":
             _require_numbers(*arguments[0], *arguments[1:])
+        elif node.func.id == "str":
+            _require_printable(*arguments)
         return _bounded(_FUNCTIONS[node.func.id][0](*arguments))
     assert isinstance(node.func, ast.Attribute)
     receiver, kind = _value(node.func.value, names), _METHODS[node.func.attr][0]
@@ -283,6 +287,24 @@ def _require_numbers(*values: Any) -> None:
 def _require_size(size: int) -> None:
     if size > SIZE_MAX:
         raise ValueError(f"a text or list of {size}; at most {SIZE_MAX}")
+
+
+def _require_printable(*values: Any) -> None:
+    """Refuse what `str` would make too long, before it is built: `[content, content]` is small, its text is not."""
+    size, waiting = 0, list(values)
+    while waiting:
+        match waiting.pop():
+            case str() as text:
+                size += len(text)
+            case list() | tuple() as items:
+                size += len(items)
+                _require_size(size)
+                waiting += items
+            case dict() as mapping:
+                size += len(mapping)
+                _require_size(size)
+                waiting += [*mapping.keys(), *mapping.values()]
+    _require_size(size)
 
 
 def _bounded(value: Any) -> Any:

@@ -23,6 +23,7 @@ from tinyllm.config import (
     NodeDefinition,
     NodeType,
     Reader,
+    first_in_file,
 )
 from tinyllm.documents import Document, PathKey, parse_document, read_document
 from tinyllm.errors import Problem
@@ -88,8 +89,7 @@ def _graph_of(document: Document) -> Graph:
     for path, problem in structure_findings(reader):
         reader.report(path, problem)
     definition = reader.definition()
-    warnings = tuple(sorted(reader.warnings, key=lambda warning: (warning.line or 0, warning.column or 0)))
-    return Graph(definition, warnings, document)
+    return Graph(definition, first_in_file(reader.warnings), document)
 
 
 # --- ways ----------------------------------------------------------------------------------------------
@@ -134,6 +134,10 @@ class Shape:
         inside = wrapped_by(node.config)
         return tuple(edge for edge in self._edges.get(node_id, ()) if edge.to_node not in inside)
 
+    def targets(self, node_id: str) -> tuple[str, ...]:
+        node = self.nodes.get(node_id)
+        return wrapped_by(node.config) if node else ()
+
     def ways(self, node_id: str) -> tuple[str, ...]:
         if node_id not in self._ways:
             self._ways[node_id] = self._ways_of(node_id)
@@ -165,8 +169,7 @@ class Shape:
         wrapped: dict[str, None] = {}
         waiting = list(self.visitable)
         while waiting:
-            node = self.nodes.get(waiting.pop())
-            for target in wrapped_by(node.config) if node else ():
+            for target in self.targets(waiting.pop()):
                 if target not in wrapped:
                     wrapped[target] = None
                     waiting.append(target)
@@ -180,9 +183,7 @@ Finding = tuple[PathKey, Problem]
 
 def structure_findings(reader: Reader) -> Iterator[Finding]:
     """What is wrong or doubtful in how the well-formed parts fit together."""
-    header = reader.header
-    entry_points = header.entry_points if header else ()
-    shape = Shape((n for _, n in reader.nodes), (e for _, e in reader.edges), entry_points)
+    shape = Shape((n for _, n in reader.nodes), (e for _, e in reader.edges), reader.points.entry_points)
     yield from _duplicate_ids(reader)
     yield from _unknown_references(reader, shape)
     yield from _points(reader, shape)
@@ -192,7 +193,7 @@ def structure_findings(reader: Reader) -> Iterator[Finding]:
         return
     yield from _unreached(reader, shape)
     yield from _dead_ends(reader, shape)
-    if header is not None and not header.allow_cycles:
+    if not reader.points.allow_cycles:
         yield from _cycles(reader, shape)
     yield from _doubtful_edges(reader, shape)
 
@@ -209,7 +210,8 @@ def _duplicate_ids(reader: Reader) -> Iterator[Finding]:
     seen: dict[str, int] = {}
     for index, node in reader.nodes:
         if node.id in seen:
-            yield (("nodes", index, "id"), _error("duplicate_id", f"{node.id!r} is also the id of nodes[{seen[node.id]}]"))
+            message = f"{node.id!r} is also the id of nodes[{seen[node.id]}]"
+            yield (("nodes", index, "id"), _error("duplicate_id", message))
         seen.setdefault(node.id, index)
 
 
@@ -229,10 +231,9 @@ def references(reader: Reader) -> Iterator[tuple[PathKey, str]]:
     for index, edge in reader.edges:
         yield ("edges", index, "from_node"), edge.from_node
         yield ("edges", index, "to_node"), edge.to_node
-    if reader.header is not None:
-        for key in ("entry_points", "exit_points", "protected"):
-            for number, name in enumerate(getattr(reader.header, key) or ()):
-                yield (key, number), name
+    for key in ("entry_points", "exit_points", "protected"):
+        for number, name in enumerate(getattr(reader.points, key) or ()):
+            yield (key, number), name
 
 
 def _unknown_references(reader: Reader, shape: Shape) -> Iterator[Finding]:
@@ -245,35 +246,55 @@ def _unknown_references(reader: Reader, shape: Shape) -> Iterator[Finding]:
 
 def _points(reader: Reader, shape: Shape) -> Iterator[Finding]:
     for key, kind in (("entry_points", NodeType.ENTRY), ("exit_points", NodeType.EXIT)):
-        for number, name in enumerate(getattr(reader.header, key, None) or ()):
+        for number, name in enumerate(getattr(reader.points, key)):
             node = shape.nodes.get(name)
             if node is not None and node.type is not kind:
                 yield (key, number), _error("wrong_type", f"{name!r} is of type {node.type}, not {kind}")
 
 
 def _wrappers(reader: Reader, shape: Shape) -> Iterator[Finding]:
+    circles = _circles(shape)
     for index, node in reader.nodes:
         for number, target in enumerate(wrapped_by(node.config)):
             path: PathKey = ("nodes", index, "config", "target_nodes", number)
             inner = shape.nodes.get(target)
             if inner is not None and inner.type in (NodeType.ENTRY, NodeType.EXIT):
                 yield path, _error("wrapped_point", f"{target!r} is of type {inner.type} and cannot run inside a node")
-            if node.id in _contents(target, shape):
+            if circles[node.id] == circles.get(target):
                 yield path, _error("contains_itself", f"{node.id!r} contains itself through {target!r}")
 
 
-def _contents(start: str, shape: Shape) -> dict[str, None]:
-    """`start` and all that runs inside it, at any depth."""
-    found: dict[str, None] = {}
-    waiting = [start]
-    while waiting:
-        node_id = waiting.pop()
-        if node_id in found:
-            continue
-        found[node_id] = None
-        node = shape.nodes.get(node_id)
-        waiting += wrapped_by(node.config) if node else ()
-    return found
+def _circles(shape: Shape) -> dict[str, str]:
+    """One node's id for each node, the same for all that lie inside each other (Kosaraju's two walks).
+
+    Asking for each target what lies inside it would be simpler, and take a file of 300 fanouts minutes.
+    """
+    ended: list[str] = []
+    entered: set[str] = set()
+    wrappers: dict[str, list[str]] = {}
+    for root in shape.nodes:
+        stack = [] if root in entered else [(root, iter(shape.targets(root)))]
+        entered.add(root)
+        while stack:
+            node_id, targets = stack[-1]
+            target = next(targets, None)
+            if target is None:
+                ended.append(node_id)
+                stack.pop()
+                continue
+            wrappers.setdefault(target, []).append(node_id)
+            if target not in entered:
+                entered.add(target)
+                stack.append((target, iter(shape.targets(target))))
+    circles: dict[str, str] = {}
+    for root in reversed(ended):
+        waiting = [root]
+        while waiting:
+            node_id = waiting.pop()
+            if node_id not in circles:
+                circles[node_id] = root
+                waiting += wrappers.get(node_id, ())
+    return circles
 
 
 def _unreached(reader: Reader, shape: Shape) -> Iterator[Finding]:
@@ -341,7 +362,7 @@ def _doubtful_edges(reader: Reader, shape: Shape) -> Iterator[Finding]:
             yield path, _warning("edge_from_exit", f"an exit ends the run; this edge from {node.id!r} is never taken")
         elif same in seen:
             yield path, _warning("duplicate_edge", f"the same edge as edges[{seen[same]}]")
-        elif edge.condition is None and node.type is not NodeType.GATE and edge in shape.edges_from(node.id):
+        elif edge.condition is None and node.type is not NodeType.GATE and edge.to_node not in wrapped_by(node.config):
             if node.id in unconditional:
                 message = f"a second unconditional edge from {node.id!r} is never taken"
                 yield path, _warning("second_unconditional", message, hint="Use a fanout to go several ways at once.")

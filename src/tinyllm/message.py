@@ -75,6 +75,7 @@ def _checked_object(value: Any) -> dict[str, Any]:
 
 
 Text = Annotated[str, AfterValidator(checked_text)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Json = Annotated[Any, PlainValidator(checked_json)]
 JsonObject = Annotated[dict[str, Any], PlainValidator(_checked_object)]
 
@@ -90,7 +91,10 @@ def utc_now() -> datetime:
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", ser_json_inf_nan="strings")
+    #: A value inside another is checked and copied like the rest, or the two would share its dicts.
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", ser_json_inf_nan="strings", revalidate_instances="always"
+    )
 
     def to_json(self) -> str:
         """This value as one line of JSON with sorted keys: equal values give equal text."""
@@ -162,20 +166,26 @@ class MessageMetadata(_Value):
 
     latency_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     model_used: Text | None = None
-    tokens_in: Annotated[int, Field(ge=0)] | None = None
-    tokens_out: Annotated[int, Field(ge=0)] | None = None
+    tokens_in: Count | None = None
+    tokens_out: Count | None = None
     quality_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    iteration: Annotated[int, Field(ge=0)] | None = None
-    retry_count: Annotated[int, Field(ge=0)] | None = None
+    iteration: Count | None = None
+    retry_count: Count | None = None
     is_cached: bool = False
 
 
 def _in_utc(value: datetime) -> datetime:
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{value} lies outside the years 1 to 9999 in UTC") from None
 
 
 class Message(_Value):
     """One immutable message. A step's output is a child of its input."""
+
+    #: A result holds the very messages it was given; they share nothing with any other.
+    model_config = ConfigDict(revalidate_instances="never")
 
     message_id: Text = Field(default_factory=new_id)
     trace_id: Text
@@ -207,7 +217,7 @@ class Message(_Value):
             parent_id=self.message_id,
             source_node=source_node,
             target_node=target_node,
-            payload=(payload or self.payload).replace(),
+            payload=self.payload if payload is None else payload,
             created_at=utc_now() if created_at is None else created_at,
         )
 

@@ -265,7 +265,7 @@ class Run:
         try:
             context = self._context(node, path, scope)
             if node.wraps:
-                outcome = self._outcome(await node.execute(message, context), node, message, context)
+                outcome = self._outcome(await _guarded_wrapper(node, message, context), node, message, context)
             else:
                 outcome = await self._leaf(node, message, context, scope, where, ended)
             return outcome
@@ -307,14 +307,11 @@ class Run:
                 # Only an end of the event loop itself gets here with the task undone and the limit not over.
                 if not task.done() and limit.outermost_over() is None:
                     task.cancel()
-            over = limit.outermost_over()
-            if over is None:
+            if limit.outermost_over() is None:
                 # A node that cancelled its own task and returned without another await ends it as cancelled.
                 result = _Raised(asyncio.CancelledError()) if task.cancelled() else task.result()
                 return self._outcome(result, node, message, context)
             await self._stop(task, where)
-            if over is not limit:
-                raise CutShort(over)
         scope.check()
         text = f"{node.id!r} took {timeout_ms} ms"
         return _failed(message, ErrorInfo(code=ErrorCode.TIMEOUT, message=text, recoverable=True, node_id=node.id))
@@ -481,6 +478,16 @@ async def _guarded(node: BaseNode, message: Message, context: ExecutionContext) 
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - SystemExit too is only this node's failure
+        return _Raised(error)
+
+
+async def _guarded_wrapper(node: BaseNode, message: Message, context: ExecutionContext) -> NodeResult | _Raised:
+    """The same for a wrapper: it runs in the engine's own task, so what unwinds that passes through it."""
+    try:
+        return await node.execute(message, context)
+    except CutShort:
+        raise
+    except Exception as error:  # noqa: BLE001 - a wrapper that fails is a failed node like any other
         return _Raised(error)
 
 

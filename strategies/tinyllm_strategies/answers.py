@@ -38,23 +38,30 @@ def model_answers() -> st.SearchStrategy[str]:
     return st.sampled_from(("ok", *ODD_ANSWERS)) | st.text(max_size=40)
 
 
+def short_answers() -> st.SearchStrategy[str]:
+    """The few answers that drawn graphs look for, alike but for spelling, and empty ones. Shrinks to `ok`."""
+    return st.sampled_from(("ok", "a", "b", " A", "a b", "is_a", "Is_B!", "", " "))
+
+
 def answers_for(graph: Graph) -> st.SearchStrategy[str]:
     """Answers that matter to this graph: its own words in several spellings, and odd ones. Shrinks to `ok`."""
-    return st.sampled_from(tuple(dict.fromkeys(("ok", *_words(graph), *ODD_ANSWERS)))) | st.text(max_size=20)
-
-
-def _words(graph: Graph) -> list[str]:
-    """Texts that the graph's conditions and gates compare answers with, and texts that only look like them."""
     texts, numbers = _literals(graph)
-    words = [*texts]
+    asked_for = st.sampled_from(("ok", *texts, *map(str, numbers)))
+    return asked_for | st.sampled_from(tuple(dict.fromkeys((*_words(texts, numbers), *ODD_ANSWERS)))) | st.text(max_size=20)
+
+
+def _words(texts: list[str], numbers: list[int | float]) -> list[str]:
+    """Texts that only look like those that the graph asks for, and texts as long as it asks for."""
+    words = []
     for text in texts:
         words += [text.upper(), text.lower(), f" {text}.", f"I think: {text}!", f"un{text}ly"]
     if len(texts) > 1:
         words += [" ".join(texts), " or ".join(texts[:2])]
     for number in numbers:
-        words += [str(number), str(number + 1), str(number - 1)]
+        words += [str(number + 1), str(number - 1)]
         if isinstance(number, int) and 0 < number <= LENGTH_MAX:
             words += ["x" * number, "x" * (number + 1), "x" * (number - 1)]
+            words += [f"{text} {'x' * number}" for text in texts[:3]]
     return words
 
 

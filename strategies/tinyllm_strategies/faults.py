@@ -1,4 +1,7 @@
-"""What goes wrong, drawn densely: one byte decides one call, and 0 always means that nothing happens."""
+"""What goes wrong: scattered, where one byte decides one call, or stubborn, at every call of a step.
+
+Scattered faults are drawn densely, and 0 always means that nothing happens.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,19 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
+from tinyllm.config import ModelConfig, NodeConfig
 from tinyllm.graph import Graph
 from tinyllm.testing.faults import CallFaultKind, CutMidBody, FaultPlan, HostDown, Latency, OnCall, Refused, ServerError
-from tinyllm.testing.script import SERVICE_MS, hosts_of
+from tinyllm.testing.script import SERVICE_MS, hosts_of, models_of
 from tinyllm_strategies.answers import voices
 
 #: Calls of one voice in one run that a fault can hit.
 CALLS_PER_VOICE = 4
 BYTES_MAX = 512
+#: Calls that stubborn faults can hit: of one step, and of one life.
+STUBBORN_PER_STEP, STUBBORN_MAX = 32, 128
 LATENCIES_MS = (1, 7, 100, 1_000, 60_000)
-RATES = (0.1, 0.02, 0.3, 0.6)
+RATES = (0.3, 0.1, 0.6)
 FAMILIES = ("network", "model")
 
 
@@ -23,11 +29,13 @@ FAMILIES = ("network", "model")
 def fault_plans(draw: st.DrawFn, graph: Graph, *, runs: int, lasting: int = 2) -> FaultPlan:
     """Faults on the calls of `runs` runs, and at most `lasting` hosts that go down for a while.
 
-    Which families may happen at all is drawn first, because most bugs need few. Shrinks to none.
+    Which families may happen at all is drawn first, because most bugs need few. Shrinks to no fault.
     """
-    families = draw(st.sampled_from(((), ("network",), ("model",), FAMILIES)))
+    families = draw(st.sampled_from((FAMILIES, ("network",), ("model",))))
     calls: tuple[OnCall, ...] = ()
-    if families:
+    if families and draw(st.booleans()):
+        calls = draw(_stubborn(graph, families))
+    elif families:
         rate = draw(st.sampled_from(RATES))
         slots = _slots(graph, runs)
         data = draw(st.binary(min_size=len(slots), max_size=len(slots)))
@@ -71,6 +79,39 @@ def decode_faults(
             fault = kinds[(byte - threshold) % len(kinds)]
             faults.append(OnCall(run=run, node=node, branch=branch, call=call, fault=fault))
     return tuple(faults)
+
+
+@st.composite
+def _stubborn(draw: st.DrawFn, graph: Graph, families: Sequence[str]) -> tuple[OnCall, ...]:
+    """What retries and fallback models are made for: in the first run one fault hits every call of a step.
+
+    Or every call but the last, which is answered just in time. One voice is hit, or all. Shrinks to the first
+    voice, each answer too late.
+    """
+    spoken = voices(graph)
+    if not spoken:
+        return ()
+    everywhere, just_in_time = draw(st.booleans()), draw(st.booleans())
+    number = draw(st.integers(0, 3))
+    faults = []
+    for node, branch in spoken if everywhere else [draw(st.sampled_from(spoken))]:
+        config = graph.nodes[node].config
+        late_ms = max(0, _limit_ms(config) - SERVICE_MS)
+        slow: list[CallFaultKind] = [Latency(delay_ms=late_ms), Refused()]
+        kinds = [*(slow if "network" in families else []), *([ServerError()] if "model" in families else [])]
+        count = min((1 + config.retry_count) * len(models_of(config)), STUBBORN_PER_STEP)
+        hits = [kinds[number % len(kinds)]] * count
+        if just_in_time and "network" in families:
+            hits[-1] = Latency(delay_ms=max(0, late_ms - 1))
+        faults += [OnCall(run=0, node=node, branch=branch, call=call, fault=hit) for call, hit in enumerate(hits)]
+    return tuple(faults[:STUBBORN_MAX])
+
+
+def _limit_ms(config: NodeConfig) -> int:
+    """How long one call of a node of this config may take."""
+    if isinstance(config, ModelConfig) and config.fallback_timeout_ms is not None and len(config.models()) > 1:
+        return min(config.timeout_ms, config.fallback_timeout_ms)
+    return config.timeout_ms
 
 
 def _kinds(timeout_ms: int, families: Sequence[str]) -> list[CallFaultKind]:

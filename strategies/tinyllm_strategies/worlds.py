@@ -13,7 +13,7 @@ from tinyllm.testing.faults import FaultPlan, HostDown
 from tinyllm.testing.scenario import Scenario
 from tinyllm.testing.script import Says, hosts_of
 from tinyllm.testing.world import RunPlan
-from tinyllm_strategies.answers import answers_for, voices
+from tinyllm_strategies.answers import answers_for, short_answers, voices
 from tinyllm_strategies.faults import fault_plans
 from tinyllm_strategies.graphs import graphs
 from tinyllm_strategies.messages import task_texts
@@ -25,29 +25,43 @@ ANSWERS_MAX = 4
 #: Answers of one voice that bytes decide: what it always says, then its first calls.
 SAYINGS_PER_VOICE = 3
 SAYINGS_MAX = 256
+#: Nodes that can say something else than the rest while hosts are down.
+SPEAKERS_MAX = 8
 
 
-def run_plans(*, cancels: bool = False) -> st.SearchStrategy[RunPlan]:
-    """One run. Shrinks to empty content at the start, not cancelled."""
-    moments = st.none() | st.sampled_from((0, 5, 10, 15, 1_000)) if cancels else st.none()
-    return st.builds(
-        RunPlan,
-        content=task_texts(),
-        context=st.none() | st.sampled_from(("", "some context")),
-        start_ms=st.sampled_from((0, 5, 10, 1_000)),
-        cancel_after_ms=moments,
-    )
+_STARTS = st.sampled_from((0, 0, 5, 10, 1_000))
+_CONTEXTS = st.sampled_from((None, None, "", "some context"))
+_CANCELS = st.sampled_from((*[None] * 20, 0, 5, 10, 15, 1_000))
+_STORMY = st.sampled_from((False, True, True))
+_TIMED = st.sampled_from((False, False, False, True))
+_NO_CANCELS = st.none()
+_TASKS = task_texts()
 
 
-def executor_configs() -> st.SearchStrategy[ExecutorConfig]:
-    """Limits and policies that really bite. Shrinks to small limits under `fail_fast`."""
-    return st.builds(
-        ExecutorConfig,
-        max_steps=st.sampled_from((100, 100, 100, 0, 1, 3, 4, 5, 8)),
-        timeout_ms=st.sampled_from((600_000, 600_000, 10, 25, 1_010)),
-        failure_policy=st.sampled_from(("fail_fast", "skip_failed", "fallback_simple", "best_effort")),
-        fallback_response=st.sampled_from(("", "a", "sorry")),
-        max_node_failures=st.sampled_from((3, 0, 1)),
+def run_plans(
+    *, contents: st.SearchStrategy[str] | None = None, cancels: bool = False
+) -> st.SearchStrategy[RunPlan]:
+    """One run; its content is a plain question or one of `contents`. Shrinks to empty content, not cancelled."""
+    asked = _TASKS if contents is None else _TASKS | contents
+    moments = _CANCELS if cancels else _NO_CANCELS
+    return st.builds(RunPlan, content=asked, context=_CONTEXTS, start_ms=_STARTS, cancel_after_ms=moments)
+
+
+@st.composite
+def executor_configs(draw: st.DrawFn) -> ExecutorConfig:
+    """Policies, and now and then a limit that really bites. Shrinks to the defaults under `fail_fast`."""
+    limit = draw(st.sampled_from(("none", "none", "steps", "time")))
+    steps = draw(st.sampled_from((0, 1, 3, 4, 5, 8))) if limit == "steps" else 100
+    timeout_ms = draw(st.sampled_from((10, 20, 25, 1_010))) if limit == "time" else 600_000
+    policy = draw(st.sampled_from(("fail_fast", "skip_failed", "fallback_simple", "best_effort")))
+    if policy == "fail_fast":
+        return ExecutorConfig(max_steps=steps, timeout_ms=timeout_ms)
+    return ExecutorConfig(
+        max_steps=steps,
+        timeout_ms=timeout_ms,
+        failure_policy=policy,
+        fallback_response=draw(st.sampled_from(("", "a", "sorry"))),
+        max_node_failures=draw(st.sampled_from((3, 0, 1))),
     )
 
 
@@ -66,14 +80,20 @@ class _Cast:
 
 
 def scenarios(
-    graph: Graph, *, config: ExecutorConfig | None = None, cancels: bool = False, tolerated: int = 0
+    graph: Graph,
+    *,
+    config: ExecutorConfig | None = None,
+    answers: st.SearchStrategy[str] | None = None,
+    cancels: bool = False,
+    tolerated: int = 0,
 ) -> st.SearchStrategy[Scenario]:
-    """Lives of this graph. `tolerated` hosts are, in half of the lives, all that goes wrong: down throughout.
+    """Lives of this graph, with `answers` (default: `answers_for(graph)`).
 
+    `tolerated` hosts are, in half of the lives, all that goes wrong: they are down throughout.
     Shrinks to one run in which every model says `ok`, nothing goes wrong and stock asyncio decides.
     """
     hosts = tuple(dict.fromkeys(hosts_of(graph).values()))
-    cast = _Cast(graph, hosts, tuple(voices(graph)), answers_for(graph))
+    cast = _Cast(graph, hosts, tuple(voices(graph)), answers_for(graph) if answers is None else answers)
     stormy = _storms(cast, config or ExecutorConfig(), cancels)
     if not tolerated or not hosts:
         return stormy
@@ -82,12 +102,15 @@ def scenarios(
 
 @st.composite
 def _storms(draw: st.DrawFn, cast: _Cast, config: ExecutorConfig, cancels: bool) -> Scenario:
-    runs = tuple(draw(st.lists(run_plans(cancels=cancels), min_size=1, max_size=RUNS_MAX)))
-    pool = draw(st.lists(cast.answers, min_size=1, max_size=ANSWERS_MAX))
+    runs = tuple(draw(st.lists(run_plans(contents=cast.answers, cancels=cancels), min_size=1, max_size=RUNS_MAX)))
+    pool = draw(st.lists(cast.answers, min_size=2, max_size=ANSWERS_MAX))
+    if draw(st.booleans()):
+        # Spelled otherwise it is the same vote, and another payload.
+        pool.append(f" {pool[0].upper()}\n")
     says = _sayings(draw, cast, runs=len(runs), pool=pool)
-    stormy = draw(st.booleans())
+    stormy = draw(_STORMY)
     faults = draw(fault_plans(cast.graph, runs=len(runs))) if stormy else FaultPlan()
-    timed = draw(st.booleans()) if stormy else False
+    timed = draw(_TIMED) if stormy else False
     return Scenario(
         runs=runs,
         plain_answer=pool[0],
@@ -101,8 +124,6 @@ def _storms(draw: st.DrawFn, cast: _Cast, config: ExecutorConfig, cancels: bool)
 
 def _sayings(draw: st.DrawFn, cast: _Cast, *, runs: int, pool: Sequence[str]) -> tuple[Says, ...]:
     """Byte k decides one answer: pool number `byte % len(pool)`, of which 0 is the plain one."""
-    if len(pool) == 1:
-        return ()
     slots = [Says(text="", node=node) for node in cast.speakers]
     slots += [
         Says(text="", run=run, node=node, branch=branch, call=call)
@@ -124,9 +145,9 @@ def _with_hosts_down(draw: st.DrawFn, cast: _Cast, config: ExecutorConfig, toler
     """One run with that many hosts down throughout, or all there are; the targets of each fanout agree."""
     down = draw(st.permutations(cast.hosts))[:tolerated]
     plain = draw(cast.answers)
-    others = draw(st.dictionaries(st.sampled_from(cast.speakers), cast.answers, max_size=3)) if cast.speakers else {}
+    others = draw(st.fixed_dictionaries({}, optional=dict.fromkeys(cast.speakers[:SPEAKERS_MAX], cast.answers)))
     return Scenario(
-        runs=(RunPlan(content=draw(task_texts()), context=draw(st.none() | st.just("some context"))),),
+        runs=(RunPlan(content=draw(task_texts() | cast.answers), context=draw(st.none() | st.just("some context"))),),
         plain_answer=plain,
         says=tuple(Says(text=text, node=node) for node, text in _agreed(cast.graph, others).items() if text != plain),
         faults=FaultPlan(lasting=tuple(HostDown(host=host) for host in down)),
@@ -146,8 +167,8 @@ def _agreed(graph: Graph, answers: dict[str, str]) -> dict[str, str]:
 
 
 @st.composite
-def lives(draw: st.DrawFn, *, max_nodes: int = 6, cancels: bool = False) -> tuple[Graph, Scenario]:
+def lives(draw: st.DrawFn, *, max_nodes: int = 4, cancels: bool = False) -> tuple[Graph, Scenario]:
     """A graph and a life of it, for properties of the engine. Shrinks to the smallest graph and the plainest life."""
     graph = draw(graphs(max_nodes=max_nodes))
     config = draw(executor_configs())
-    return graph, draw(scenarios(graph, config=config, cancels=cancels))
+    return graph, draw(scenarios(graph, config=config, answers=short_answers(), cancels=cancels))

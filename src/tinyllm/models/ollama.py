@@ -10,6 +10,7 @@ import httpx
 import ollama
 
 from tinyllm.errors import ModelError
+from tinyllm.message import checked_text
 from tinyllm.models.base import ModelRequest, ModelResponse
 
 #: Statuses that say "later" rather than "never".
@@ -47,6 +48,7 @@ class OllamaClient:
             answer = await self._client(request.model).chat(
                 model=request.model, messages=_messages(request), options=_options(request)
             )
+            text = checked_text(answer.message.content or "")
         except ollama.ResponseError as error:
             raise _refused(request.model, error) from error
         except ConnectionError as error:
@@ -58,7 +60,7 @@ class OllamaClient:
         finally:
             _key.reset(token)
         return ModelResponse(
-            text=answer.message.content or "",
+            text=text,
             model=request.model,
             tokens_in=max(0, answer.prompt_eval_count or 0),
             tokens_out=max(0, answer.eval_count or 0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-import string
+import unicodedata
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +13,6 @@ from tinyllm.errors import ErrorCode, ModelError, NodeError, TemplateError
 from tinyllm.message import Message
 from tinyllm.models.base import ModelRequest, ModelResponse
 from tinyllm.templates import render
-
-_OUTER = string.whitespace + string.punctuation
 
 
 async def ask(request: ModelRequest, context: ExecutionContext, *, limit_ms: int | None = None) -> ModelResponse:
@@ -66,28 +64,44 @@ def rendered(template: str, names: Mapping[str, Any]) -> str:
 
 
 def default_prompt(message: Message) -> str:
-    """What a model is asked without a template: the content, else the task, else nothing."""
-    content = message.payload.content
-    return content if content is not None else message.payload.task or ""
+    """What a model is asked without a template: the content, else the task; without both `VALIDATION_ERROR`."""
+    for text in (message.payload.content, message.payload.task):
+        if text is not None:
+            return text
+    raise NodeError(ErrorCode.VALIDATION_ERROR, "there is nothing to ask: content and task are null")
 
 
 def meant_name(answer: str, names: Sequence[str]) -> str | None:
     """The name that `answer` means, or None.
 
-    The name that it equals without case and outer white space and punctuation; else the only name that
-    occurs in it as a whole word.
+    The name that it equals without case and outer white space, and, failing that, without outer
+    punctuation; else the only name that occurs in it as a whole word.
     """
-    bare = _bare(answer)
-    for name in names:
-        if bare == _bare(name):
-            return name
-    lowered = answer.lower()
-    occurring = [name for name in dict.fromkeys(names) if _occurs(name.lower(), lowered)]
-    return occurring[0] if len({name.lower() for name in occurring}) == 1 else None
+    for shaped in (_folded, _bare):
+        for name in names:
+            if shaped(name) and shaped(name) == shaped(answer):
+                return name
+    text = answer.casefold()
+    occurring = {folded: name for name in reversed(names) if (folded := _folded(name)) and _occurs(folded, text)}
+    return next(iter(occurring.values())) if len(occurring) == 1 else None
+
+
+def _folded(text: str) -> str:
+    return text.strip().casefold()
 
 
 def _bare(text: str) -> str:
-    return text.strip(_OUTER).lower()
+    """Without outer white space and punctuation of any script (Unicode categories P and S)."""
+    start, end = 0, len(text)
+    while start < end and _is_outer(text[start]):
+        start += 1
+    while end > start and _is_outer(text[end - 1]):
+        end -= 1
+    return text[start:end].casefold()
+
+
+def _is_outer(character: str) -> bool:
+    return character.isspace() or unicodedata.category(character)[0] in "PS"
 
 
 def _occurs(name: str, text: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tinyllm.config import MS_MAX, spelled
+from tinyllm.config import MS_MAX, first_details, short, spelled
 from tinyllm.documents import PathKey
 from tinyllm.errors import ErrorCode, GraphConfigError, Problem
 from tinyllm.graph import Graph, wrapped_by
@@ -43,7 +43,7 @@ def promises_of(graph: Graph) -> Promises:
     except ValidationError as error:
         problems = tuple(
             _problem(graph, (*path, *detail["loc"]), _text_of(detail), detail["input"])
-            for detail in error.errors(include_url=False)
+            for detail in first_details(error, path, graph.document)
         )
         raise GraphConfigError(problems, source=_source(graph)) from None
 
@@ -122,16 +122,16 @@ def _succeeds_otherwise(history: History, record: RunRecord) -> bool:
     """Whether the same run, with every host up and answering the same, would have succeeded.
 
     "The same" needs each node to have one answer, and the targets of one fanout to agree: a vote that is
-    lost by disagreement is no host's failure. What a node would have said that only the failure brought
-    into play is known only if all nodes say the same.
+    lost by disagreement is no host's failure. What a node says that only the failure brought into play is
+    known only if all nodes say the same; if its host was down it said nothing.
     """
     script = history.script
     constant = all((said.run, said.branch, said.call) == (None, None, None) for said in script.says)
     if history.paused or not constant or not _targets_agree(history):
         return False
     outcomes, asked = expected_without_faults(history, record)
-    newly_asked = {call.ask.node for call in history.calls_of(record.index)} - asked
-    if newly_asked and script.says:
+    answered = {call.ask.node for call in history.calls_of(record.index) if call.reply.how == "answered"}
+    if answered - asked and script.says:
         return False
     return all(outcome.status == "succeeded" for outcome in outcomes)
 
@@ -179,14 +179,13 @@ def _breach(record: RunRecord, reason: str) -> Breach:
 
 def _problem(graph: Graph, path: PathKey, message: str, value: Any) -> Problem:
     line, column = (graph.document.position(path) if graph.document else None) or (None, None)
-    shown = repr(value)
     return Problem(
         code="promise",
         message=message,
         path=spelled(path),
         line=line,
         column=column,
-        value=shown if len(shown) <= 60 else f"{shown[:57]}...",
+        value=short(value),
         hint=f"Promises are {', '.join(Promises.model_fields)}.",
     )
 
