@@ -68,7 +68,7 @@ def _guarded(reply: _Reply, work: Callable[[], int]) -> int:
     except TinyLLMError as error:
         reply.failed(str(error))
         return BROKEN
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever breaks the harness must end in its exit code
         click.echo(traceback.format_exc(), err=True)
         reply.failed(f"{type(error).__name__}: {error}")
         return BROKEN

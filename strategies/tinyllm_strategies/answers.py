@@ -47,7 +47,11 @@ def answers_for(graph: Graph) -> st.SearchStrategy[str]:
     """Answers that matter to this graph: its own words in several spellings, and odd ones. Shrinks to `ok`."""
     texts, numbers = _literals(graph)
     asked_for = st.sampled_from(("ok", *texts, *map(str, numbers)))
-    return asked_for | st.sampled_from(tuple(dict.fromkeys((*_words(texts, numbers), *ODD_ANSWERS)))) | st.text(max_size=20)
+    return (
+        asked_for
+        | st.sampled_from(tuple(dict.fromkeys((*_words(texts, numbers), *ODD_ANSWERS))))
+        | st.text(max_size=20)
+    )
 
 
 def _words(texts: list[str], numbers: list[int | float]) -> list[str]:
@@ -70,7 +74,11 @@ def _literals(graph: Graph) -> tuple[list[str], list[int | float]]:
     texts: dict[str, None] = {}
     for node in graph.definition.nodes:
         if isinstance(node.config, GateConfig):
-            texts.update(dict.fromkeys(condition.name for condition in node.config.conditions if node.config.mode != "expression"))
+            texts.update(
+                dict.fromkeys(
+                    condition.name for condition in node.config.conditions if node.config.mode != "expression"
+                )
+            )
             sources += [condition.expression for condition in node.config.conditions if node.config.mode != "llm"]
     numbers: dict[int | float, None] = {}
     for source in sources:

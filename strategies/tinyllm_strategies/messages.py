@@ -7,8 +7,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tinyllm.message import ErrorCode, ErrorInfo, Message, MessageMetadata, MessagePayload, TaskPayload, ToolCall, ToolResult
+from tinyllm.errors import ErrorCode
+from tinyllm.message import ErrorInfo, Message, MessageMetadata, MessagePayload, TaskPayload, ToolCall, ToolResult
 
+_EARLIEST, _LATEST = (datetime(year, 1, 1) for year in (1970, 2100))  # noqa: DTZ001 - Hypothesis adds the zone
 _FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -49,7 +51,9 @@ def payloads() -> st.SearchStrategy[MessagePayload]:
             "structured": json_objects(),
             "route": st.text(max_size=8),
             "confidence": st.floats(0, 1),
-            "tool_call": st.builds(ToolCall, tool_id=st.text(max_size=5), input=json_objects(), call_id=st.text(max_size=5)),
+            "tool_call": st.builds(
+                ToolCall, tool_id=st.text(max_size=5), input=json_objects(), call_id=st.text(max_size=5)
+            ),
             "tool_result": st.builds(
                 ToolResult,
                 call_id=st.text(max_size=5),
@@ -62,7 +66,9 @@ def payloads() -> st.SearchStrategy[MessagePayload]:
             "metadata": json_objects(),
         },
     )
-    unknown = st.dictionaries(st.sampled_from(["matched_condition", "lang", "_x", "self", "copy"]), json_values(), max_size=2)
+    unknown = st.dictionaries(
+        st.sampled_from(["matched_condition", "lang", "_x", "self", "copy"]), json_values(), max_size=2
+    )
     return st.builds(lambda fields, extra: MessagePayload(**{**extra, **fields}), known, unknown)
 
 
@@ -78,8 +84,10 @@ def messages() -> st.SearchStrategy[Message]:
         source_node=names,
         target_node=st.none() | names,
         payload=payloads(),
-        metadata=st.builds(MessageMetadata, tokens_in=counts, tokens_out=counts, iteration=counts, is_cached=st.booleans()),
-        created_at=st.datetimes(datetime(1970, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)),
+        metadata=st.builds(
+            MessageMetadata, tokens_in=counts, tokens_out=counts, iteration=counts, is_cached=st.booleans()
+        ),
+        created_at=st.datetimes(_EARLIEST, _LATEST, timezones=st.just(UTC)),
     )
 
 

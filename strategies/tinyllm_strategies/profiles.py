@@ -21,7 +21,9 @@ def profile_settings(name: ProfileName) -> settings:
     every time and keeps none; `nightly` looks for hours with fresh seeds.
     """
     if name == "ci":
-        return settings(max_examples=MAX_EXAMPLES["ci"], deadline=None, derandomize=True, database=None, print_blob=True)
+        return settings(
+            max_examples=MAX_EXAMPLES["ci"], deadline=None, derandomize=True, database=None, print_blob=True
+        )
     database = DirectoryBasedExampleDatabase(EXAMPLES_DIRECTORY)
     return settings(max_examples=MAX_EXAMPLES[name], deadline=None, database=database, print_blob=True)
 

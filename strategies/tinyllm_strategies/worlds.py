@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from hypothesis import strategies as st
 
-from tinyllm.config import ExecutorConfig
+from tinyllm.config import ExecutorConfig, FailurePolicy
 from tinyllm.graph import Graph, wrapped_by
 from tinyllm.testing.faults import FaultPlan, HostDown
 from tinyllm.testing.scenario import Scenario
@@ -32,15 +33,14 @@ SPEAKERS_MAX = 8
 _STARTS = st.sampled_from((0, 0, 5, 10, 1_000))
 _CONTEXTS = st.sampled_from((None, None, "", "some context"))
 _CANCELS = st.sampled_from((*[None] * 20, 0, 5, 10, 15, 1_000))
+_POLICIES: st.SearchStrategy[FailurePolicy] = st.sampled_from(get_args(FailurePolicy))
 _STORMY = st.sampled_from((False, True, True))
 _TIMED = st.sampled_from((False, False, False, True))
 _NO_CANCELS = st.none()
 _TASKS = task_texts()
 
 
-def run_plans(
-    *, contents: st.SearchStrategy[str] | None = None, cancels: bool = False
-) -> st.SearchStrategy[RunPlan]:
+def run_plans(*, contents: st.SearchStrategy[str] | None = None, cancels: bool = False) -> st.SearchStrategy[RunPlan]:
     """One run; its content is a plain question or one of `contents`. Shrinks to empty content, not cancelled."""
     asked = _TASKS if contents is None else _TASKS | contents
     moments = _CANCELS if cancels else _NO_CANCELS
@@ -53,7 +53,7 @@ def executor_configs(draw: st.DrawFn) -> ExecutorConfig:
     limit = draw(st.sampled_from(("none", "none", "steps", "time")))
     steps = draw(st.sampled_from((0, 1, 3, 4, 5, 8))) if limit == "steps" else 100
     timeout_ms = draw(st.sampled_from((10, 20, 25, 1_010))) if limit == "time" else 600_000
-    policy = draw(st.sampled_from(("fail_fast", "skip_failed", "fallback_simple", "best_effort")))
+    policy = draw(_POLICIES)
     if policy == "fail_fast":
         return ExecutorConfig(max_steps=steps, timeout_ms=timeout_ms)
     return ExecutorConfig(
@@ -133,7 +133,9 @@ def _sayings(draw: st.DrawFn, cast: _Cast, *, runs: int, pool: Sequence[str]) ->
     ]
     slots = slots[:SAYINGS_MAX]
     data = draw(st.binary(min_size=len(slots), max_size=len(slots)))
-    return tuple(_saying(slot, pool[byte % len(pool)]) for byte, slot in zip(data, slots, strict=True) if byte % len(pool))
+    return tuple(
+        _saying(slot, pool[byte % len(pool)]) for byte, slot in zip(data, slots, strict=True) if byte % len(pool)
+    )
 
 
 def _saying(slot: Says, text: str) -> Says:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def chain(length: int) -> Graph:
             "version": "1.0.0",
             "name": "chain",
             "nodes": [{"id": name, "type": kind} for name, kind in zip(names, kinds, strict=True)],
-            "edges": [{"from_node": a, "to_node": b} for a, b in zip(names, names[1:], strict=False)],
+            "edges": [{"from_node": a, "to_node": b} for a, b in pairwise(names)],
             "entry_points": ["entry"],
             "exit_points": ["exit"],
         }

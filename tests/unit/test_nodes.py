@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import string
 from collections.abc import Sequence
+from itertools import count as counter
 from typing import Any
 
 import pytest
@@ -820,6 +821,21 @@ def test_fail_fast_does_not_start_what_is_waiting():
 
     assert 0 == count(result, EventKind.STEP_STARTED, "a")
     assert 3 == result.nodes_executed
+
+
+def test_what_fail_fast_does_not_start_is_given_no_message():
+    def ids_used(*targets: str) -> int:
+        fanout = node(
+            "fanout", target_nodes=targets, aggregation_strategy="majority_vote", fail_fast=True, parallel=False
+        )
+        graph = a_graph({"fan": fanout, "b": node("model")}, [("start", "fan"), ("fan", "end")])
+        executor = an_executor(graph, {"b": fails()})
+        used = counter()
+        executor.ids = lambda: f"id-{next(used)}"
+        go(executor)
+        return next(used)
+
+    assert ids_used("b") == ids_used("b", "b", "b")
 
 
 def test_fail_fast_waits_for_all_if_none_fails():

@@ -14,10 +14,10 @@ INSTALL_HINT = "it needs the testing extra: pip install 'tinyllm[testing]'"
 class _Extensible(click.Group):
     """Loads a command's module only when that command is asked for, so that `--help` stays quick."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return sorted(_commands())
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
         entry = _commands().get(cmd_name)
         if entry is None:
             return None
@@ -53,10 +53,14 @@ def _commands() -> dict[str, EntryPoint]:
 def _missing(name: str, reason: str) -> click.Command:
     """A command that only says why it cannot run."""
 
-    @click.command(name, short_help=f"(not available: {INSTALL_HINT})")
-    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-    def unavailable(arguments: tuple[str, ...]) -> None:
+    def refuse(**_: object) -> None:
         raise click.UsageError(f"`tinyllm {name}` cannot run: {reason}")
 
-    unavailable.ignore_unknown_options = True
-    return unavailable
+    anything = click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)
+    return click.Command(
+        name,
+        callback=refuse,
+        params=[anything],
+        short_help=f"(not available: {INSTALL_HINT})",
+        context_settings={"ignore_unknown_options": True},
+    )

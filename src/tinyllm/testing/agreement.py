@@ -39,7 +39,8 @@ def expected_without_faults(history: History, record: RunRecord) -> tuple[tuple[
 
 
 def _interpreted(history: History, record: RunRecord, script: Script) -> tuple[tuple[reference.Outcome, ...], set[str]]:
-    assert record.started_ns is not None and record.result is not None
+    assert record.started_ns is not None
+    assert record.result is not None
     task = TaskPayload(content=record.plan.content, context=record.plan.context)
     reply = reference_script(script, run=record.index, started_ns=record.started_ns)
     asked: set[str] = set()

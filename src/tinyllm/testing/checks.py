@@ -57,7 +57,7 @@ def worst(verdicts: Iterable[Verdict]) -> VerdictWord:
 def _judged(name: str, check: Check, history: History) -> Verdict:
     try:
         breach = next(iter(check(history)), None)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a check that fails says `unknown`, whatever it failed with
         return Verdict(check=name, verdict="unknown", breach=Breach(reason=f"{type(error).__name__}: {error}"))
     return Verdict(check=name, verdict="ok" if breach is None else "bad", breach=breach)
 
@@ -252,7 +252,7 @@ def _imbalances(record: RunRecord, trace: tuple[TraceEvent, ...]) -> Iterator[Fo
 
 
 def _unpaired(trace: tuple[TraceEvent, ...]) -> Iterator[Found]:
-    open_now: Counter[tuple[object, ...]] = Counter()
+    open_now: Counter[tuple[EventKind, str | None, str | None, int | None]] = Counter()
     latest_ms = 0.0
     for number, event in enumerate(trace):
         if event.sequence != number or event.at_ms < latest_ms:

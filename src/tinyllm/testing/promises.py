@@ -60,8 +60,8 @@ def no_dead_end(history: History) -> Iterator[Breach]:
     """No run ends with `ROUTING_ERROR`, `GATE_FAILED` or `BOUNDS_EXCEEDED`, unless all it asked was down."""
     for record, code in _errors(history):
         if code in DEAD_ENDS and not _all_down(history, record):
-            assert record.result is not None and record.result.error is not None
-            error = record.result.error
+            error = record.result.error if record.result else None
+            assert error is not None
             yield _breach(record, f"{record.run_id} met a dead end at {error.node_id}: {code}: {error.message}")
 
 

@@ -165,7 +165,7 @@ class World:
         try:
             task = TaskPayload(content=plan.content, context=plan.context)
             record.result = await self.executor.execute(task, run_id=record.run_id)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # The engine promises never to raise for what happens inside a graph: a check judges this.
             record.raised = f"{type(error).__name__}: {error}"
         record.ended_ns = self.loop.time_ns
