@@ -407,6 +407,9 @@ class Reader:
             return model.model_validate(raw)
         except ValidationError as error:
             for detail in first_details(error, path, self.document):
+                if detail["type"] == "too_short" and detail["input"]:
+                    # Pydantic counts only the items that passed; the others are told one by one.
+                    continue
                 self.report((*path, *detail["loc"]), _problem_of(model, detail))
             return None
 

@@ -240,7 +240,7 @@ def _unknown_references(reader: Reader, shape: Shape) -> Iterator[Finding]:
     known = [*shape.nodes]
     for path, name in references(reader):
         if name not in shape.nodes and name not in reader.refused_ids:
-            hint = f"Nodes: {', '.join(known[:8])}{' ...' if len(known) > 8 else ''}."
+            hint = f"Nodes: {', '.join(known[:8])}{' ...' if len(known) > 8 else '.'}"
             yield path, _error("unknown_node", f"there is no node {name!r}", hint=hint)
 
 

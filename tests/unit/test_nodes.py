@@ -826,7 +826,7 @@ def test_fail_fast_does_not_start_what_is_waiting():
 def test_what_fail_fast_does_not_start_is_given_no_message():
     def ids_used(*targets: str) -> int:
         fanout = node(
-            "fanout", target_nodes=targets, aggregation_strategy="majority_vote", fail_fast=True, parallel=False
+            "fanout", target_nodes=list(targets), aggregation_strategy="majority_vote", fail_fast=True, parallel=False
         )
         graph = a_graph({"fan": fanout, "b": node("model")}, [("start", "fan"), ("fan", "end")])
         executor = an_executor(graph, {"b": fails()})

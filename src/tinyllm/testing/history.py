@@ -102,7 +102,19 @@ class History:
 
 def event_to_json(event: TraceEvent) -> dict[str, Any]:
     """A trace event as plain JSON."""
-    return {**asdict(event), "wall": event.wall.isoformat(), "details": dict(event.details)}
+    # Not `asdict`, which copies deeply and was a fifth of the time of a life.
+    return {
+        "sequence": event.sequence,
+        "at_ms": event.at_ms,
+        "wall": event.wall.isoformat(),
+        "kind": event.kind,
+        "node_id": event.node_id,
+        "path": event.path,
+        "attempt": event.attempt,
+        "code": event.code,
+        "cause": event.cause,
+        "details": dict(event.details),
+    }
 
 
 def result_to_json(result: RunResult) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +13,10 @@ import httpx
 
 from tinyllm.testing.network import Exchange
 from tinyllm.testing.script import TOKENS_IN, Ask, Reply, Script
+
+
+#: Who calls: run, node and branch.
+Voice = tuple[int, str, str]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,13 +36,14 @@ class CallRecord:
 
 
 class OllamaHost:
-    """One host. All hosts of a world share one `Script` and one list of `calls`."""
+    """One host. All hosts of a world share one `Script`, one list of `calls`, and the count of calls `made`."""
 
     def __init__(
         self,
         name: str,
         script: Script,
         calls: list[CallRecord],
+        made: Counter[Voice],
         *,
         time_ns: Callable[[], int],
         clock: Callable[[], datetime],
@@ -46,6 +52,7 @@ class OllamaHost:
         self.name = name
         self._script = script
         self._calls = calls
+        self._made = made
         self._time_ns = time_ns
         self._clock = clock
         self._run_index = run_index
@@ -72,8 +79,9 @@ class OllamaHost:
         run_id, path, node = key.split(":", 2)
         branch = path[len(path.split(".")[0]) :]
         run = self._run_index(run_id)
-        same = [c for c in self._calls if (c.ask.run, c.ask.node, c.ask.branch) == (run, node, branch)]
-        ask = Ask(run=run, node=node, branch=branch, call=len(same), model=model, at_ns=self._time_ns())
+        voice = (run, node, branch)
+        ask = Ask(run=run, node=node, branch=branch, call=self._made[voice], model=model, at_ns=self._time_ns())
+        self._made[voice] += 1
         # The official client leaves an empty content out.
         prompt = str(question["messages"][-1].get("content", ""))
         record = CallRecord(ask=ask, path=path, host=self.name, prompt=prompt, reply=self._script.reply(ask))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,7 +23,7 @@ from tinyllm.models.ollama import OllamaClient
 from tinyllm.testing.history import History, Rest, RunRecord
 from tinyllm.testing.loop import OWNER, LivelockError, SimulatedLoop, StuckError
 from tinyllm.testing.network import Network
-from tinyllm.testing.ollama_host import CallRecord, OllamaHost
+from tinyllm.testing.ollama_host import CallRecord, OllamaHost, Voice
 from tinyllm.testing.schedule import Schedule
 from tinyllm.testing.script import NS_PER_MS, Script
 
@@ -66,11 +67,13 @@ class World:
         self._tasks: list[asyncio.Task[None]] = []
         self._ids = 0
         self._rest = Rest(at_rest=True)
+        made: Counter[Voice] = Counter()
         for name in dict.fromkeys(script.hosts.values()):
             self.network.hosts[name] = OllamaHost(
                 name,
                 script,
                 self.calls,
+                made,
                 time_ns=lambda: self.loop.time_ns,
                 clock=self.clock,
                 run_index=lambda run_id: int(run_id.removeprefix("run-")) - 1,

@@ -233,7 +233,7 @@ async def leaves_tasks_and_generators_behind(log):
             log.append("generator closed")
 
     task = asyncio.create_task(say(log, "left", 5))
-    task.kept = kept = numbers()  # type: ignore[attr-defined]
+    task.kept = kept = numbers()
     await anext(kept)
     async for _ in numbers():
         break
