@@ -461,7 +461,7 @@ def short(value: Any) -> str:
     if isinstance(value, str) and len(value) > SHOWN_CHARS_MAX:
         return f"{value[:57]!r}... ({len(value)} characters)"
     try:
-        text = _SHOWN.repr(value)
+        text = repr(value) if isinstance(value, str) else _SHOWN.repr(value)
     except ValueError:  # an integer too long for Python to print
         return type(value).__name__
     return text if len(text) <= 80 else f"{text[:77]}..."

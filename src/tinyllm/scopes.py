@@ -71,8 +71,13 @@ class Scope:
 
     def outermost_over(self) -> Scope | None:
         """The outermost scope around here that is over, or None."""
-        outer = self._parent.outermost_over() if self._parent is not None else None
-        return outer or (self if self.over() is not None else None)
+        outermost: Scope | None = None
+        scope: Scope | None = self
+        while scope is not None:
+            if scope.over() is not None:
+                outermost = scope
+            scope = scope._parent
+        return outermost
 
     def check(self) -> None:
         """Raise CutShort if this scope or one around it is over."""
@@ -114,11 +119,14 @@ class Scope:
         self._wake()
 
     def _wake(self) -> None:
-        for waiter in list(self._waiters.values()):
-            if not waiter.done():
-                waiter.set_result(None)
-        for child in list(self._children.values()):
-            child._wake()
+        """Wake whoever waits in this scope or inside it, outer ones first."""
+        scopes = [self]
+        while scopes:
+            scope = scopes.pop()
+            for waiter in scope._waiters.values():
+                if not waiter.done():
+                    waiter.set_result(None)
+            scopes += reversed(scope._children.values())
 
 
 async def stop_task(task: asyncio.Task[Any], *, grace_s: float) -> bool:

@@ -97,8 +97,17 @@ def _checked(reply: _Reply, path: Path, profile: ProfileName, max_examples: int 
         reply.held(summary, result)
         return HELD
     story = stories.tell(result.finding, graph)
-    reply.found(summary, story, stories.save(story, STORIES))
+    reply.found(summary, story, _saved(story))
     return FOUND
+
+
+def _saved(story: stories.Story) -> str | None:
+    """Where the story was written; None, with a word about it, if it could not be: what was found is told anyway."""
+    try:
+        return str(stories.save(story, STORIES))
+    except OSError as error:
+        click.echo(f"the story could not be saved: {error}", err=True)
+        return None
 
 
 def _summary(graph: Graph, promises: Promises, result: Hunt, seed: int, elapsed_s: float) -> dict[str, Any]:
@@ -139,11 +148,11 @@ class _Reply:
         console.print(_checks_table(summary))
         console.print(_figures_table(summary, result.figures))
 
-    def found(self, summary: dict[str, Any], story: stories.Story, path: Path) -> None:
+    def found(self, summary: dict[str, Any], story: stories.Story, path: str | None) -> None:
         if self._json:
-            self._print({"verdict": "broken", **summary, "story": story, "story_file": str(path)})
+            self._print({"verdict": "broken", **summary, "story": story, "story_file": path})
             return
-        click.echo(stories.render(story, path=str(path)), nl=False)
+        click.echo(stories.render(story, path=path), nl=False)
         click.echo(f"\nFound after {summary['examples']} examples (seed {summary['seed']}).")
 
     def refused(self, error: GraphConfigError) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,15 +90,22 @@ def load(path: Path) -> Story:
 # --- text ----------------------------------------------------------------------------------------------
 
 
-def render(story: Story, *, path: str) -> str:
-    """The story as text; `path` is where its file lies."""
+def render(story: Story, *, path: str | None) -> str:
+    """The story as text; `path` is where its file lies, None if it has none."""
     lines = [f"{story['check']} is broken in {story['graph']['name']}", "", f"  {story['reason']}", ""]
     lines += _given(story["scenario"])
     lines += ["", "What happened (simulated milliseconds)", ""]
     lines += _table(story["happened"])
     stock = "yes" if story["reachable_on_stock_asyncio"] else "no"
-    lines += ["", f"Reachable on stock asyncio: {stock}", "", "Replay it", "", f"  tinyllm replay {path}"]
-    return "\n".join(lines) + "\n"
+    lines += ["", f"Reachable on stock asyncio: {stock}"]
+    if path is not None:
+        lines += ["", "Replay it", "", f"  tinyllm replay {shlex.quote(path)}"]
+    return "\n".join(map(_printable, lines)) + "\n"
+
+
+def _printable(line: str) -> str:
+    """The line without anything that a terminal would act on: names come from the graph's file as they are."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
 def _given(scenario: dict[str, Any]) -> list[str]:

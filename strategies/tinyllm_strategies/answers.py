@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections import deque
+from typing import TypeGuard
 
 from hypothesis import strategies as st
 
@@ -31,6 +33,8 @@ ODD_ANSWERS = (
 #: Texts that conditions on length look at are made as long as they ask, up to here.
 LENGTH_MAX = 100_000
 LITERALS_MAX = 40
+#: Steps to look for voices among; fanouts inside fanouts can have more branches than anyone will ever run.
+STEPS_MAX = 2_000
 
 
 def model_answers() -> st.SearchStrategy[str]:
@@ -46,7 +50,8 @@ def short_answers() -> st.SearchStrategy[str]:
 def answers_for(graph: Graph) -> st.SearchStrategy[str]:
     """Answers that matter to this graph: its own words in several spellings, and odd ones. Shrinks to `ok`."""
     texts, numbers = _literals(graph)
-    asked_for = st.sampled_from(("ok", *texts, *map(str, numbers)))
+    lengths = ["x" * number for number in numbers if _is_length(number)]
+    asked_for = st.sampled_from(("ok", *texts, *map(str, numbers), *lengths))
     return (
         asked_for
         | st.sampled_from(tuple(dict.fromkeys((*_words(texts, numbers), *ODD_ANSWERS))))
@@ -63,10 +68,14 @@ def _words(texts: list[str], numbers: list[int | float]) -> list[str]:
         words += [" ".join(texts), " or ".join(texts[:2])]
     for number in numbers:
         words += [str(number + 1), str(number - 1)]
-        if isinstance(number, int) and 0 < number <= LENGTH_MAX:
-            words += ["x" * number, "x" * (number + 1), "x" * (number - 1)]
+        if _is_length(number):
+            words += ["x" * (number + 1), "x" * (number - 1)]
             words += [f"{text} {'x' * number}" for text in texts[:3]]
     return words
+
+
+def _is_length(number: int | float) -> TypeGuard[int]:
+    return isinstance(number, int) and 0 < number <= LENGTH_MAX
 
 
 def _literals(graph: Graph) -> tuple[list[str], list[int | float]]:
@@ -94,9 +103,11 @@ def _literals(graph: Graph) -> tuple[list[str], list[int | float]]:
 def voices(graph: Graph, *, most: int = 48) -> list[tuple[str, str]]:
     """The (node, branch) pairs under which calls can be made, visited nodes first; at most `most`."""
     found: dict[tuple[str, str], None] = {}
-    waiting = [(node_id, "") for node_id in graph.nodes if node_id in graph.shape.visitable]
-    while waiting and len(found) < most:
-        node_id, branch = waiting.pop(0)
+    waiting = deque((node_id, "") for node_id in graph.nodes if node_id in graph.shape.visitable)
+    for _ in range(STEPS_MAX):
+        if not waiting or len(found) == most:
+            break
+        node_id, branch = waiting.popleft()
         config = graph.nodes[node_id].config
         if models_of(config):
             found[node_id, branch] = None

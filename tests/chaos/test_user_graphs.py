@@ -13,7 +13,8 @@ from tinyllm_fuzz.hunt import Finding, Hunt, hunt
 
 pytestmark = pytest.mark.chaos
 
-EXAMPLES = 300
+#: Flaws are found long before; what holds is looked at this often.
+EXAMPLES, SOUND_EXAMPLES = 300, 60
 DEAD_END = "no dead end"
 PROMISES = "keeps its promises"
 
@@ -122,6 +123,24 @@ def two_edges(first: str, second: str) -> str:
     """
 
 
+SHORTEN = """
+    nodes:
+      - {id: start, type: entry}
+      - {id: ask, type: model}
+      - id: length
+        type: gate
+        config: {conditions: [{name: long, expression: len(content) > 280, target: shorten}], default_target: done}
+      - {id: shorten, type: model, config: {prompt_template: "In 280 characters: {content}"}}
+      - id: shorter
+        type: gate
+        config: {conditions: [{name: short, expression: len(content) <= 280, target: done}]}
+      - {id: done, type: exit}
+    edges:
+      - {from_node: start, to_node: ask}
+      - {from_node: ask, to_node: length}
+      - {from_node: shorten, to_node: shorter}
+    exit_points: [done]
+"""
 TOLERANT = "tolerates_failures: 1"
 YES = "{name: y, expression: \"content.strip().lower() == 'yes'\", target: 'yes'}"
 NO = "{name: n, expression: \"content.strip().lower() == 'no'\", target: 'no'}"
@@ -158,6 +177,7 @@ REFINE_TWICE = """
       - {from_node: again, to_node: done}
     exit_points: [done]
 """
+BACKUP = "  - {{id: backup, type: model, config: {{model: {model}}}}}\n"
 FAILURE_EXIT = "  - {id: sorry, type: exit, config: {status: failure}}\n"
 FALLBACK_EXIT = "  - {id: sorry, type: exit, config: {status: fallback}}\n"
 RETRIED = "timeout_ms: 2000, retry_count: 1, retry_delay_ms: 500"
@@ -166,7 +186,8 @@ BACKED_OFF = "timeout_ms: 2000, retry_count: 2, retry_delay_ms: 1000, retry_back
 SOUND = {
     "a gate with a default": one_gate(f"{YES}, {NO}", default="done"),
     "a gate that covers every length": one_gate(
-        "{name: s, expression: len(content) < 100, target: 'no'}, {name: l, expression: len(content) >= 100, target: 'yes'}"
+        "{name: s, expression: len(content) < 100, target: 'no'}, "
+        "{name: l, expression: len(content) >= 100, target: 'yes'}"
     ),
     "a gate that reads a number, with a default for what is none": one_gate(
         "{name: high, expression: float(content) > 0.5, target: 'yes'}", default="no"
@@ -187,7 +208,7 @@ SOUND = {
     "a fallback on another host": one_model("model: a, fallback_models: [b]", promises=TOLERANT),
     "two fallbacks when two may fail": one_model("model: a, fallback_models: [b, c]", promises="tolerates_failures: 2"),
     "a backup model on another host": one_model(
-        "model: a", promises=TOLERANT, on_error="backup", more="  - {id: backup, type: model, config: {model: b}}\n"
+        "model: a", promises=TOLERANT, on_error="backup", more=BACKUP.format(model="b")
     ),
     "an exit for what took too long": one_model(
         "timeout_ms: 900",
@@ -208,6 +229,7 @@ FLAWED = {
             "{name: s, expression: len(content) < 100, target: 'no'}, "
             "{name: l, expression: len(content) > 100, target: 'yes'}"
         ),
+        decisions_max=1,
     ),
     "a gate that takes every answer for a number": Flawed(
         DEAD_END,
@@ -223,6 +245,12 @@ FLAWED = {
         one_gate("{name: polite, target: 'yes', expression: it is polite}", config="mode: llm, model: judge,"),
     ),
     "an answer that is refined until it is good": Flawed(DEAD_END, "BOUNDS_EXCEEDED", REFINE_FOREVER),
+    "a model that is trusted to shorten": Flawed(
+        DEAD_END, "dead end at shorter: GATE_FAILED", SHORTEN, decisions_max=2
+    ),
+    "three votes of one model": Flawed(
+        PROMISES, "tolerates_failures", three_voters("a a a", promises=TOLERANT, on_error="unsure"), decisions_max=1
+    ),
     "conditional edges that only know yes and no": Flawed(
         DEAD_END, "ROUTING_ERROR", two_edges("content == 'yes'", "content == 'no'")
     ),
@@ -230,7 +258,10 @@ FLAWED = {
         DEAD_END, "at vote: GATE_FAILED", three_voters("a b c", promises=""), decisions_max=2
     ),
     "three of three": Flawed(
-        PROMISES, "tolerates_failures", three_voters("a b c", promises=TOLERANT, config=", quorum: 3", on_error="unsure"), 1
+        PROMISES,
+        "tolerates_failures",
+        three_voters("a b c", promises=TOLERANT, config=", quorum: 3", on_error="unsure"),
+        1,
     ),
     "two voters on one host": Flawed(
         PROMISES, "tolerates_failures", three_voters("a b a", promises=TOLERANT, on_error="unsure"), 1
@@ -256,7 +287,7 @@ FLAWED = {
     "a backup model on the same host": Flawed(
         PROMISES,
         "tolerates_failures",
-        one_model("model: a", promises=TOLERANT, on_error="backup", more="  - {id: backup, type: model, config: {model: a}}\n"),
+        one_model("model: a", promises=TOLERANT, on_error="backup", more=BACKUP.format(model="a")),
         1,
     ),
     "a fallback answer where success was promised": Flawed(
@@ -282,7 +313,7 @@ FLAWED = {
 
 @pytest.mark.parametrize("name", SOUND)
 def test_a_graph_that_keeps_what_it_promises_holds(name):
-    assert hunted(SOUND[name]).finding is None
+    assert hunted(SOUND[name], max_examples=SOUND_EXAMPLES).finding is None
 
 
 @pytest.mark.parametrize("name", FLAWED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from tinyllm.testing.checks import Breach
 from tinyllm.testing.history import History
 from tinyllm_fuzz import check as check_command
 from tinyllm_fuzz import hunt as hunting
+from tinyllm_fuzz import replay as replay_command
 
 pytestmark = pytest.mark.unit
 
@@ -34,7 +36,7 @@ BROKEN = framed(
     - {from_node: ask, to_node: judge}
     """,
 )
-#: Two problems, on lines 5 and 10.
+#: Two problems, on lines 5 and 9.
 REFUSED = framed("- {id: ask, type: model, config: {timeout_ms: -1}}", edges="- {from_node: start, to_node: dome}")
 #: Its one model never runs, so no host's failure can be at stake.
 BESIDE_THE_POINT = framed(
@@ -75,6 +77,10 @@ def reply_of(result: Result) -> dict[str, Any]:
 
 def story_files() -> list[Path]:
     return sorted(Path(".tinyllm").rglob("*")) if Path(".tinyllm").exists() else []
+
+
+def interrupted(*_arguments: Any) -> History:
+    raise KeyboardInterrupt
 
 
 def never_sure(history: History) -> Iterator[Breach]:
@@ -140,7 +146,9 @@ def test_the_environment_names_the_profile(monkeypatch):
     Path("graph.yaml").write_text(SOUND, encoding="utf-8")
     monkeypatch.setenv("TINYLLM_PROFILE", "ci")
 
-    assert check_command.CI_SEED == reply_of(tinyllm("check", "graph.yaml", "--max-examples", "1", "--format", "json"))["seed"]
+    reply = reply_of(tinyllm("check", "graph.yaml", "--max-examples", "1", "--format", "json"))
+
+    assert check_command.CI_SEED == reply["seed"]
 
 
 # --- check: exit code 1 --------------------------------------------------------------------------------
@@ -210,12 +218,12 @@ def test_refused_as_json_is_one_object_with_every_problem():
     problems = {problem["path"]: (problem["line"], problem["column"]) for problem in reply["problems"]}
     assert (2, "refused", "graph.yaml") == (result.exit_code, reply["verdict"], reply["graph"])
     assert (5, 35) == problems["nodes[0].config.timeout_ms"]
-    assert (9, 33) == problems["edges[0].to_node"]
+    assert (9, 22) == problems["edges[0].to_node"]
 
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("", 1), ("- 1\n", 1), ("id: [\n", 2), ("a: 1\na: 2\n", 2), ("{", 1), ("id: \x00", 1), ("x: !!python/object:os.x\n", 1)],
+    [("- 1\n", 1), ("id: [\n", 2), ("a: 1\na: 2\n", 2), ("id: \x00", 1), ("x: !!python/object:os.x\n", 1)],
 )
 @pytest.mark.parametrize("style", ["text", "json"])
 def test_text_that_is_no_graph_exits_2_with_its_place(text, line, style):
@@ -226,6 +234,14 @@ def test_text_that_is_no_graph_exits_2_with_its_place(text, line, style):
         assert line in [problem["line"] for problem in reply_of(result)["problems"]]
     else:
         assert f"graph.yaml:{line}:" in result.stderr
+
+
+@pytest.mark.parametrize("text", ["", "{", "# nothing\n"])
+def test_a_file_that_says_nothing_exits_2(text):
+    result = check(text)
+
+    assert 2 == result.exit_code
+    assert "graph.yaml is refused" in result.stderr
 
 
 def test_bytes_that_are_no_text_exit_2():
@@ -249,12 +265,12 @@ def test_what_cannot_be_read_exits_2_and_is_named(path, style):
 def test_promises_that_make_no_sense_exit_2_with_their_place():
     bad = framed(more="metadata:\n  promises:\n    tolerates_failures: many\n")
 
-    text, style_json = check(bad), check(bad, "--format", "json")
+    as_text, as_json = check(bad), check(bad, "--format", "json")
 
-    assert (2, 2) == (text.exit_code, style_json.exit_code)
-    assert "graph.yaml:13:5" in text.stderr
-    (problem,) = reply_of(style_json)["problems"]
-    assert ("metadata.promises.tolerates_failures", 13, 5) == (problem["path"], problem["line"], problem["column"])
+    assert (2, 2) == (as_text.exit_code, as_json.exit_code)
+    assert "graph.yaml:14:5" in as_text.stderr
+    (problem,) = reply_of(as_json)["problems"]
+    assert ("metadata.promises.tolerates_failures", 14, 5) == (problem["path"], problem["line"], problem["column"])
 
 
 @pytest.mark.parametrize(
@@ -341,16 +357,27 @@ def test_a_world_that_is_not_the_same_twice_exits_3(monkeypatch):
     assert "two lives of one world differ" in result.stderr
 
 
-def test_ctrl_c_exits_130_and_says_so(monkeypatch):
-    def interrupted(*_arguments, **_keywords):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(check_command, "hunt", interrupted)
+def test_ctrl_c_in_the_middle_of_a_hunt_exits_130_and_says_so(monkeypatch):
+    lives = itertools.count()
+    play = hunting.play
+    monkeypatch.setattr(hunting, "play", lambda *given: play(*given) if next(lives) < 3 else interrupted())
 
     result = check(SOUND, "--format", "json")
 
     assert (130, "") == (result.exit_code, result.stdout)
-    assert "stopped" in result.stderr
+    assert ["stopped"] == result.stderr.splitlines()
+
+
+def test_a_finding_is_told_even_if_its_story_cannot_be_saved():
+    Path(".tinyllm").touch()
+
+    as_text, as_json = check(BROKEN), check(BROKEN, "--format", "json")
+
+    assert (1, 1) == (as_text.exit_code, as_json.exit_code)
+    assert "run-1 met a dead end at judge: GATE_FAILED" in as_text.stdout
+    assert "tinyllm replay" not in as_text.stdout
+    assert "the story could not be saved" in as_text.stderr
+    assert ("broken", None) == (reply_of(as_json)["verdict"], reply_of(as_json)["story_file"])
 
 
 def _never_the_same(play):
@@ -426,7 +453,8 @@ def test_a_story_whose_graph_was_mended_holds_now():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("reason", "another"), ("history", "0" * 64), ("happened", []), ("reachable_on_stock_asyncio", False)]
+    ("key", "value"),
+    [("reason", "another"), ("history", "0" * 64), ("happened", []), ("reachable_on_stock_asyncio", False)],
 )
 def test_a_story_that_happens_otherwise_exits_3_and_says_what_changed(key, value):
     result = tinyllm("replay", changed(lambda story: story.update({key: value})))
@@ -437,12 +465,14 @@ def test_a_story_that_happens_otherwise_exits_3_and_says_what_changed(key, value
 
 
 def test_replay_exits_3_where_the_check_cannot_say(monkeypatch):
-    from tinyllm_fuzz import replay as replay_command
-
     story = changed(lambda story: None)
     monkeypatch.setattr(replay_command, "graph_checks", lambda promises: {"no dead end": never_sure})
 
-    assert 3 == tinyllm("replay", story).exit_code
+    result = tinyllm("replay", story)
+
+    assert 3 == result.exit_code
+    assert "the check 'no dead end' could not say: LookupError: who knows" in result.stderr
+    assert "" == result.stdout
 
 
 NO_STORIES = {
@@ -457,7 +487,7 @@ NO_STORIES = {
     "deep": "[" * 100_000,
     "a graph": SOUND,
     "a huge number": '{"format": 1' + "0" * 5_000 + "}",
-    "scenario of another kind": '{"format": 1, "check": "x", "graph": {}, "scenario": [], "happened": [], "history": ""}',
+    "a hollow one": '{"format": 1, "check": "x", "graph": {}, "scenario": [], "happened": [], "history": ""}',
 }
 
 
@@ -473,36 +503,49 @@ def test_a_file_that_is_no_story_exits_2_and_is_named(name):
 
 
 SPOILED = {
-    "check of another kind": lambda story: story.update(check=["no dead end"]),
-    "check that does not exist": lambda story: story.update(check="no check"),
-    "graph of another kind": lambda story: story.update(graph=[]),
-    "graph without definition": lambda story: story.update(graph={"name": "x"}),
-    "definition of another kind": lambda story: story["graph"].update(definition=[]),
-    "definition of no graph": lambda story: story["graph"].update(definition={"id": 1}),
-    "scenario of another kind": lambda story: story.update(scenario=5),
-    "scenario without runs": lambda story: story["scenario"].pop("runs"),
-    "no run at all": lambda story: story["scenario"].update(runs=[]),
-    "run of another kind": lambda story: story["scenario"].update(runs=[5]),
-    "content of another kind": lambda story: story["scenario"]["runs"][0].update(content=5),
-    "start of another kind": lambda story: story["scenario"]["runs"][0].update(start_ms="soon"),
-    "start before the beginning": lambda story: story["scenario"]["runs"][0].update(start_ms=-5),
-    "answer of another kind": lambda story: story["scenario"].update(plain_answer=5),
-    "seed of another kind": lambda story: story["scenario"].update(seed="x"),
-    "schedule of another kind": lambda story: story["scenario"].update(schedule=[{"gap": "x"}]),
-    "fault of another kind": lambda story: story["scenario"]["faults"].update(lasting=[{"fault": "flood"}]),
-    "config of another kind": lambda story: story["scenario"].update(config={"max_steps": "many"}),
-    "says of another kind": lambda story: story["scenario"].update(says=[{"text": 5, "node": "ask"}]),
-    "reason of another kind": lambda story: story.pop("reason"),
+    "a check of another kind": lambda story: story.update(check=["no dead end"]),
+    "a check that does not exist": lambda story: story.update(check="no check"),
+    "a graph of another kind": lambda story: story.update(graph=[]),
+    "a graph without definition": lambda story: story.update(graph={"name": "x"}),
+    "a definition of another kind": lambda story: story["graph"].update(definition=[]),
+    "a definition of no graph": lambda story: story["graph"].update(definition={"id": 1}),
+    "a scenario of another kind": lambda story: story.update(scenario=5),
+    "a scenario without runs": lambda story: story["scenario"].pop("runs"),
+    "a run of another kind": lambda story: story["scenario"].update(runs=[5]),
+    "a schedule of another kind": lambda story: story["scenario"].update(schedule=[{"gap": "x"}]),
+    "a fault that does not exist": lambda story: story["scenario"]["faults"].update(lasting=[{"fault": "flood"}]),
+    "a config of another kind": lambda story: story["scenario"].update(config={"max_steps": "many"}),
 }
 
 
 @pytest.mark.parametrize("name", SPOILED)
-def test_a_spoiled_story_is_refused_without_a_traceback(name):
+def test_a_story_with_a_part_that_is_none_exits_2_and_is_named(name):
     result = tinyllm("replay", changed(SPOILED[name]))
 
-    assert result.exit_code in ({3} if name == "reason of another kind" else {2})
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    assert "Traceback" not in result.output
+    assert 2 == result.exit_code
+    assert "changed.json" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_replay_exits_3_with_a_traceback_where_the_harness_fails(monkeypatch):
+    def stumbling(*_arguments):
+        raise ZeroDivisionError("a bug of ours")
+
+    story = changed(lambda story: None)
+    monkeypatch.setattr(replay_command, "play", stumbling)
+
+    result = tinyllm("replay", story)
+
+    assert 3 == result.exit_code
+    assert "Traceback" in result.stderr
+    assert "ZeroDivisionError: a bug of ours" in result.stderr
+
+
+def test_ctrl_c_in_a_replay_exits_130(monkeypatch):
+    story = changed(lambda story: None)
+    monkeypatch.setattr(replay_command, "play", interrupted)
+
+    assert 130 == tinyllm("replay", story).exit_code
 
 
 @pytest.mark.parametrize("path", ["missing.json", "."])
@@ -523,7 +566,9 @@ def test_bytes_that_are_no_text_are_no_story():
 
 
 def test_the_consensus_example_holds():
-    result = tinyllm("check", EXAMPLES / "consensus.yaml", "--profile", "ci", "--max-examples", "60", "--format", "json")
+    options = ("--profile", "ci", "--max-examples", "60", "--format", "json")
+
+    result = tinyllm("check", EXAMPLES / "consensus.yaml", *options)
 
     reply = reply_of(result)
     assert (0, "held") == (result.exit_code, reply["verdict"])

@@ -246,6 +246,9 @@ def _imbalances(record: RunRecord, trace: tuple[TraceEvent, ...]) -> Iterator[Fo
     steps = sum(event.kind is EventKind.STEP_STARTED for event in trace)
     if result.nodes_executed != steps:
         yield f"nodes_executed is {result.nodes_executed}, the trace has {steps} steps", None
+    tokens = sum(event.details.get("tokens", 0) for event in trace if event.kind is EventKind.ATTEMPT_ENDED)
+    if result.tokens_used != tokens:
+        yield f"tokens_used is {result.tokens_used}, the trace has {tokens} tokens", None
     elapsed_ms = ((record.ended_ns or 0) - (record.started_ns or 0)) / NS_PER_MS
     if result.total_latency_ms > elapsed_ms:
         yield f"total_latency_ms is {result.total_latency_ms}, the caller waited {elapsed_ms}", None

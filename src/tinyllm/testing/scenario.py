@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -16,7 +16,7 @@ from tinyllm.config import ExecutorConfig
 from tinyllm.errors import TinyLLMError
 from tinyllm.graph import Graph
 from tinyllm.testing import schedule as schedules
-from tinyllm.testing.faults import FaultPlan, HostDown, Latency, OnCall, fault_from_json, fault_to_json
+from tinyllm.testing.faults import MS_MAX, FaultPlan, HostDown, Latency, OnCall, fault_from_json, fault_to_json
 from tinyllm.testing.history import History
 from tinyllm.testing.schedule import Schedule
 from tinyllm.testing.script import Says, Script, hosts_of
@@ -182,20 +182,43 @@ def scenario_from_json(value: Mapping[str, Any]) -> Scenario:
     """The scenario that `scenario_to_json` wrote; raises ScenarioError for anything else."""
     try:
         return Scenario(
-            runs=tuple(RunPlan(**run) for run in value["runs"]),
-            plain_answer=value["plain_answer"],
-            says=tuple(Says(**said) for said in value["says"]),
+            runs=tuple(_run(run) for run in _listed(value, "runs")),
+            plain_answer=_text("plain_answer", value["plain_answer"]),
+            says=tuple(_said(said) for said in _listed(value, "says")),
             faults=FaultPlan(
-                calls=tuple(_on_call(call) for call in value["faults"]["calls"]),
-                lasting=tuple(_lasting(fault) for fault in value["faults"]["lasting"]),
+                calls=tuple(_on_call(call) for call in _listed(value["faults"], "calls")),
+                lasting=tuple(_lasting(fault) for fault in _listed(value["faults"], "lasting")),
             ),
             schedule=schedules.from_json(value["schedule"]),
-            external_only=value["external_only"],
-            seed=value["seed"],
+            external_only=_of_type(bool, "external_only", value["external_only"]),
+            seed=_of_type(int, "seed", value["seed"]),
             config=ExecutorConfig(**value["config"]),
         )
     except (KeyError, TypeError, ValueError, ValidationError, AttributeError) as error:
         raise ScenarioError(f"this is no scenario: {type(error).__name__}: {error}") from None
+
+
+def _run(value: Mapping[str, Any]) -> RunPlan:
+    run = RunPlan(**value)
+    _text("content", run.content)
+    _whole("start_ms", run.start_ms)
+    if run.context is not None:
+        _text("context", run.context)
+    if run.cancel_after_ms is not None:
+        _whole("cancel_after_ms", run.cancel_after_ms)
+    return run
+
+
+def _said(value: Mapping[str, Any]) -> Says:
+    said = Says(**value)
+    _text("text", said.text)
+    _text("node", said.node)
+    if said.branch is not None:
+        _text("branch", said.branch)
+    for name, number in (("run", said.run), ("call", said.call)):
+        if number is not None:
+            _whole(name, number)
+    return said
 
 
 _CALL_KEYS = ("run", "node", "branch", "call")
@@ -204,7 +227,14 @@ _CALL_KEYS = ("run", "node", "branch", "call")
 def _on_call(value: Mapping[str, Any]) -> OnCall:
     where = {key: value[key] for key in _CALL_KEYS}
     fault = fault_from_json({key: setting for key, setting in value.items() if key not in _CALL_KEYS})
-    return OnCall(**where, fault=fault)
+    if isinstance(fault, HostDown):
+        raise ScenarioError(f"{fault.name!r} lasts, and happens to no single call")
+    call = OnCall(**where, fault=fault)
+    _text("node", call.node)
+    _text("branch", call.branch)
+    _whole("run", call.run)
+    _whole("call", call.call)
+    return call
 
 
 def _lasting(value: Mapping[str, Any]) -> HostDown:
@@ -212,3 +242,34 @@ def _lasting(value: Mapping[str, Any]) -> HostDown:
     if not isinstance(fault, HostDown):
         raise ScenarioError(f"{fault.name!r} does not last")
     return fault
+
+
+_T = TypeVar("_T")
+
+
+def _of_type(kind: type[_T], name: str, value: Any) -> _T:
+    # No isinstance: to Python, true is a number.
+    if type(value) is not kind:
+        raise ScenarioError(f"{name} is a value of type {kind.__name__}, not {value!r}")
+    return value
+
+
+def _listed(value: Mapping[str, Any], name: str) -> list[Any] | tuple[Any, ...]:
+    items = value[name]
+    if not isinstance(items, list | tuple):
+        raise ScenarioError(f"{name} is a list, not {items!r}")
+    return items
+
+
+def _text(name: str, value: Any) -> str:
+    """The text, if a host could say it and a run be asked it: UTF-8 has no lone surrogates."""
+    text = _of_type(str, name, value)
+    text.encode()
+    return text
+
+
+def _whole(name: str, value: Any) -> int:
+    number = _of_type(int, name, value)
+    if not 0 <= number <= MS_MAX:
+        raise ScenarioError(f"{name} is a whole number from 0 to {MS_MAX}, not {number}")
+    return number

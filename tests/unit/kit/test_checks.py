@@ -11,7 +11,7 @@ from tests.support.nodes import Acting, blocks, says, swallows
 from tests.support.runs import a_graph, a_line, node
 from tinyllm.config import ExecutorConfig
 from tinyllm.errors import ErrorCode
-from tinyllm.nodes.base import passed_on, success
+from tinyllm.message import ErrorInfo
 from tinyllm.testing.checks import (
     ENGINE_CHECKS,
     Breach,
@@ -27,7 +27,8 @@ from tinyllm.testing.checks import (
 )
 from tinyllm.testing.faults import CutMidBody, FaultPlan, HostDown, Latency, OnCall, Refused, ServerError
 from tinyllm.testing.history import Rest
-from tinyllm.testing.loop import OWNER
+from tinyllm.testing.holds import AppliedHold
+from tinyllm.testing.reference import TooManyOutcomesError
 from tinyllm.testing.scenario import Scenario, play
 from tinyllm.testing.schedule import Hold
 from tinyllm.testing.script import Script, hosts_of
@@ -38,24 +39,25 @@ pytestmark = pytest.mark.unit
 
 LINE = a_line()
 RETRYING = a_line(node("model", retry_count=1, retry_delay_ms=5))
-FANOUT = a_graph(
-    {
-        "work": node("fanout", target_nodes=["one", "two", "one"], aggregation_strategy="majority_vote"),
-        "one": node("model", model="m1", retry_count=1),
-        "two": node("model", model="m2", fallback_models=["m1"]),
-    },
-    [("start", "work"), ("work", "end")],
-)
-NARROW = a_graph(
-    {
-        "work": node(
-            "fanout", target_nodes=["one", "two"], aggregation_strategy="majority_vote", max_parallel_branches=1
-        ),
-        "one": node("model", model="m1"),
-        "two": node("model", model="m2"),
-    },
-    [("start", "work"), ("work", "end")],
-)
+
+
+def fanned(**settings):
+    """Two different targets, the first of them twice."""
+    wrapper = node("fanout", target_nodes=["one", "two", "one"], aggregation_strategy="majority_vote", **settings)
+    nodes = {"work": wrapper, **FANOUT_TARGETS}
+    return a_graph(nodes, [("start", "work"), ("work", "end")])
+
+
+FANOUT_TARGETS = {
+    "one": node("model", model="m1", retry_count=1),
+    "two": node("model", model="m2", fallback_models=["m1"]),
+}
+FANOUT, CAPPED, SERIAL = fanned(), fanned(max_parallel_branches=2), fanned(parallel=False)
+FAST = {
+    "work": node("fanout", target_nodes=["one", "two"], aggregation_strategy="majority_vote", fail_fast=True, quorum=1),
+    "one": node("model", model="m1"),
+    "two": node("model", model="m2"),
+}
 FAULTS = (
     OnCall(run=0, node="one", branch=".1", fault=Refused()),
     OnCall(run=0, node="two", branch=".2", fault=ServerError()),
@@ -91,11 +93,11 @@ def with_events(history, change):
     return with_result(history, trace=tuple(events))
 
 
-def with_event(history, sequence, **changes):
+def with_event(history, number, /, **changes):
     """The history with one event of the first run changed."""
 
     def change(events):
-        events[sequence] = replace(events[sequence], **changes)
+        events[number] = replace(events[number], **changes)
 
     return with_events(history, change)
 
@@ -132,8 +134,8 @@ def retried():
 
 @pytest.mark.parametrize(
     ("scenario", "graph"),
-    [(Scenario(), LINE), (STORM, FANOUT), (STORM, NARROW), (replace(STORM, schedule=PAUSE), FANOUT)],
-    ids=["plain", "storm", "narrow", "paused"],
+    [(Scenario(), LINE), (STORM, FANOUT), (STORM, CAPPED), (replace(STORM, schedule=PAUSE), FANOUT)],
+    ids=["plain", "storm", "capped", "paused"],
 )
 def test_a_life_of_the_real_engine_passes_every_check(scenario, graph):
     history = play(scenario, graph)
@@ -210,20 +212,30 @@ def test_a_misuse_in_a_world_is_told_as_raised(plain):
     assert [True] == [reason.startswith("run-1 raised ") for reason in reasons(settles, history)]
 
 
-def test_a_run_that_never_ends_does_not_settle():
-    history = lived(a_line(node("fanout", target_nodes=["inner"], aggregation_strategy="majority_vote")), {}) if False else None
-    assert history is None
+def test_a_run_that_never_ends_does_not_settle(plain):
+    history = replace(with_run(plain, result=None), rest=Rest(at_rest=True, reason="why not"))
+
+    assert ["run-1 never ended: why not"] == reasons(settles, history)
 
 
-@pytest.mark.parametrize(
-    ("reason", "changes"),
-    [
-        ("run-1 was cancelled and ended as succeeded", {"cancelled_ns": 5}),
-        ("run-1 was cancelled and ended as succeeded", {"cancelled_ns": 0}),
-    ],
-)
-def test_a_cancelled_run_ends_as_nothing_else(plain, reason, changes):
-    assert [reason] == reasons(settles, with_run(plain, **changes))
+def test_a_node_that_spins_for_ever_makes_a_world_that_does_not_settle(monkeypatch):
+    async def spins(message, context):
+        for _ in range(10**9):
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr("tinyllm.testing.world.STEPS_MAX", 500)
+    found = reasons(settles, lived(LINE, {"work": spins}))
+
+    assert ["run-1 never ended", "run-2 never ended", "the world did not come to rest"] == [
+        reason.partition(": LivelockError: ")[0] for reason in found
+    ]
+
+
+@pytest.mark.parametrize("moment", [0, 5])
+def test_a_cancelled_run_ends_as_nothing_else(plain, moment):
+    expected = ["run-1 was cancelled and ended as succeeded"]
+
+    assert expected == reasons(settles, with_run(plain, cancelled_ns=moment))
 
 
 def test_nobody_ends_as_cancelled_by_himself(plain):
@@ -248,3 +260,387 @@ def test_the_breach_points_at_the_run(plain):
     history = replace(plain, runs=(plain.runs[0], replace(plain.runs[1], raised="x", result=None)))
 
     assert [1] == [breach.run for breach in settles(history)]
+
+
+# --- agrees --------------------------------------------------------------------------------------------
+
+
+def other_payload(history, **fields):
+    message = history.runs[0].result.message
+    return {"message": message.model_copy(update={"payload": message.payload.model_copy(update=fields)})}
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes"),
+    [
+        ("run-1: status is 'degraded'; the reference allows 'succeeded'", {"status": "degraded"}),
+        ("run-1: steps is 4; the reference allows 3", {"nodes_executed": 4}),
+        ("run-1: tokens is 5; the reference allows 4", {"tokens_used": 5}),
+        ("run-1: elapsed_ns is 10002000; the reference allows 10000000", {"total_latency_ms": 10.002}),
+        ("run-1: elapsed_ns is 9998000; the reference allows 10000000", {"total_latency_ms": 9.998}),
+    ],
+)
+def test_a_result_that_the_reference_does_not_allow_is_told_field_by_field(plain, reason, changes):
+    assert [reason] == reasons(agrees, with_result(plain, **changes))
+
+
+def test_an_error_that_the_reference_does_not_allow_is_told_with_code_and_node(plain):
+    error = ErrorInfo(code=ErrorCode.TIMEOUT, message="late", recoverable=True, node_id="work")
+
+    assert [
+        "run-1: error code is 'TIMEOUT'; the reference allows None",
+        "run-1: error node is 'work'; the reference allows None",
+    ] == reasons(agrees, with_result(plain, error=error))
+
+
+def test_what_an_error_says_in_words_is_free():
+    history = play(Scenario(faults=FaultPlan(calls=(OnCall(run=0, node="work", fault=ServerError()),))), LINE)
+    error = history.runs[0].result.error.model_copy(update={"message": "in other words", "details": {"a": 1}})
+
+    assert [] == reasons(agrees, with_result(history, error=error))
+
+
+@pytest.mark.parametrize("fields", [{"content": "ko"}, {"metadata": {}}, {"route": "x"}, {"structured": {}}])
+def test_a_payload_that_the_reference_does_not_allow_is_told(plain, fields):
+    found = reasons(agrees, with_result(plain, **other_payload(plain, **fields)))
+
+    assert [True] == [reason.startswith("run-1: payload is {") for reason in found]
+
+
+def test_a_path_that_the_reference_does_not_allow_is_told(plain):
+    history = with_event(plain, first(plain, EventKind.STEP_STARTED, "work"), node_id="start")
+
+    assert ["run-1: path is ['start', 'start', 'end']; the reference allows ['start', 'work', 'end']"] == reasons(
+        agrees, history
+    )
+
+
+def test_an_attempt_too_many_is_told(plain):
+    history = with_events(plain, lambda events: events.append(events[first(plain, EventKind.ATTEMPT_STARTED)]))
+
+    assert ["run-1: attempts is 4; the reference allows 3"] == reasons(agrees, history)
+
+
+def test_a_nanosecond_of_rounding_is_no_disagreement(plain):
+    assert [] == reasons(agrees, with_result(plain, total_latency_ms=10.001))
+
+
+def test_a_node_that_answers_what_its_model_never_said_disagrees():
+    found = reasons(agrees, lived(LINE, {"work": says("no", after_ms=10)}))
+
+    assert [(1, "payload"), (1, "tokens"), (2, "payload"), (2, "tokens")] == [
+        (int(reason[4]), reason[7:].partition(" is ")[0]) for reason in found
+    ]
+
+
+def test_the_nearest_of_several_allowed_outcomes_is_told():
+    history = play(Scenario(), a_graph(FAST, [("start", "work"), ("work", "end")]))
+
+    assert ["run-1: status is 'degraded'; the reference allows 'succeeded'"] == reasons(
+        agrees, with_result(history, status="degraded")
+    )
+
+
+def test_a_run_that_was_cancelled_is_not_held_against_the_reference(plain):
+    assert [] == reasons(agrees, with_run(with_result(plain, nodes_executed=99), cancelled_ns=3))
+
+
+def test_a_run_without_a_result_is_not_held_against_the_reference(plain):
+    assert [] == reasons(agrees, with_run(plain, result=None))
+
+
+@pytest.mark.parametrize(("kind", "told"), [("time", 0), ("steps", 1)])
+def test_a_world_in_which_a_hold_let_time_pass_is_not_held_against_the_reference(plain, kind, told):
+    hold = AppliedHold(at_ns=0, task="run-1", hold=Hold(gap=0, level=8), kind=kind)
+    history = replace(with_result(plain, nodes_executed=99), holds=(hold,))
+
+    assert told == len(reasons(agrees, history))
+
+
+def test_a_run_of_which_the_reference_gives_up_following_every_order_is_not_judged(plain, monkeypatch):
+    def gives_up(history, record):
+        if record.index == 0:
+            raise TooManyOutcomesError("too many")
+        yield "judged"
+
+    monkeypatch.setattr("tinyllm.testing.checks.disagreements", gives_up)
+
+    assert ["run-2: judged"] == reasons(agrees, plain)
+
+
+# --- no orphans ----------------------------------------------------------------------------------------
+
+
+def test_what_a_run_left_behind_is_told(plain):
+    history = with_run(plain, orphans=("task work", "connection 1 to m1"))
+
+    assert ["run-1 ended and left task work behind", "run-1 ended and left connection 1 to m1 behind"] == reasons(
+        no_orphans, history
+    )
+
+
+def test_a_call_after_the_end_of_its_run_is_told(plain):
+    late = replace(plain.calls[0], ask=replace(plain.calls[0].ask, at_ns=plain.runs[0].ended_ns + 1))
+
+    assert ["run-1 ended and then asked qwen2.5-3b"] == reasons(no_orphans, replace(plain, calls=(late,)))
+
+
+def test_a_call_at_the_end_of_its_run_is_none_after_it(plain):
+    last = replace(plain.calls[0], ask=replace(plain.calls[0].ask, at_ns=plain.runs[0].ended_ns))
+
+    assert [] == reasons(no_orphans, replace(plain, calls=(last,)))
+
+
+def test_what_still_waits_when_everything_else_has_ended_is_told(plain):
+    history = replace(plain, rest=Rest(at_rest=True, left=("task x",)))
+
+    assert ["task x was left waiting when everything else had ended"] == reasons(no_orphans, history)
+
+
+def test_a_node_that_is_abandoned_is_an_orphan():
+    found = reasons(no_orphans, lived(LINE, {"work": swallows(None)}, RunPlan(cancel_after_ms=5)))
+
+    assert "run-1 ended and left task work 2 behind" == found[0]
+
+
+# --- limits exact --------------------------------------------------------------------------------------
+
+
+def limited(history, **limits):
+    return replace(history, config=ExecutorConfig(**limits))
+
+
+def test_a_step_more_than_allowed_is_told_with_its_event(plain):
+    found = list(limits_exact(limited(plain, max_steps=2)))
+
+    assert Breach(reason="run-1: 3 steps began, 2 are allowed", run=0, event=11) == found[0]
+    assert [0, 1] == [breach.run for breach in found]
+
+
+def test_as_many_steps_as_allowed_are_fine(plain):
+    assert [] == reasons(limits_exact, limited(plain, max_steps=3))
+
+
+def test_the_bounds_are_exceeded_only_when_all_steps_are_used():
+    history = play(Scenario(config=ExecutorConfig(max_steps=2)), LINE)
+
+    assert [] == reasons(limits_exact, history)
+    assert [f"run-{n}: BOUNDS_EXCEEDED after 2 steps, 3 are allowed" for n in (1, 2)] == reasons(
+        limits_exact, limited(history, max_steps=3)
+    )
+
+
+def test_an_attempt_more_than_allowed_is_told_with_its_event(retried):
+    second = next(e.sequence for e in retried.runs[0].result.trace if e.attempt == 2)
+    found = list(limits_exact(replace(retried, graph=LINE)))
+
+    assert Breach(reason="run-1: attempt 2 of work, 1 are allowed", run=0, event=second) == found[0]
+
+
+def test_as_many_attempts_as_allowed_are_fine(retried):
+    assert [] == reasons(limits_exact, retried)
+
+
+def test_attempts_count_anew_when_a_wrapper_repeats_its_targets():
+    """The only target fails twice, the fanout is retried, and the target has two attempts again."""
+    graph = a_graph(
+        {
+            "work": node("fanout", target_nodes=["one"], aggregation_strategy="majority_vote", retry_count=1),
+            "one": node("model", model="m1", retry_count=1),
+        },
+        [("start", "work"), ("work", "end")],
+    )
+    calls = tuple(OnCall(run=0, node="one", branch=".1", call=number, fault=Refused()) for number in range(3))
+    history = play(Scenario(faults=FaultPlan(calls=calls)), graph)
+
+    assert (4, "succeeded") == (len(history.calls_of(0)), history.runs[0].result.status)
+    assert [] == reasons(limits_exact, history)
+
+
+def test_a_call_that_no_attempt_accounts_for_is_told(plain):
+    history = replace(plain, calls=(*plain.calls, plain.calls[0]))
+
+    assert ["run-1: work at 2 asked 2 times, its attempts allow 1"] == reasons(limits_exact, history)
+
+
+def test_fallback_models_allow_a_call_each():
+    history = play(STORM, FANOUT)
+
+    assert [] == reasons(limits_exact, history)
+    assert max(len(history.calls_of(run.index)) for run in history.runs) > 3
+
+
+def test_a_branch_more_than_allowed_at_once_is_told():
+    history = play(Scenario(), FANOUT)
+    found = list(limits_exact(replace(history, graph=CAPPED)))
+
+    assert "run-1: 3 branches at once, 2 are allowed" == found[0].reason
+    third = [e for e in history.runs[0].result.trace if e.kind is EventKind.STEP_STARTED and e.path == "2.3"]
+    assert third[0].sequence == found[0].event
+
+
+def test_one_after_another_means_one_at_once():
+    history = play(Scenario(), FANOUT)
+
+    assert "run-1: 2 branches at once, 1 are allowed" == reasons(limits_exact, replace(history, graph=SERIAL))[0]
+    assert [] == reasons(limits_exact, play(Scenario(), SERIAL))
+    assert [] == reasons(limits_exact, play(Scenario(), CAPPED))
+
+
+def test_an_attempt_that_takes_too_long_is_told():
+    history = lived(LINE, {"work": blocks(31_001)})
+    found = reasons(limits_exact, history)
+
+    assert [f"run-{n}: an attempt of work took 31001.0 ms of 30000" for n in (1, 2)] == found
+    assert [] == reasons(limits_exact, lived(LINE, {"work": blocks(31_000)}))
+
+
+def test_a_run_that_takes_too_long_is_told():
+    history = lived(LINE, {"work": blocks(21_001)}, config=ExecutorConfig(timeout_ms=20_000))
+
+    assert [f"run-{n}: the run took 21001.0 ms of 20000" for n in (1, 2)] == reasons(limits_exact, history)
+
+
+@pytest.mark.parametrize(("kind", "told"), [("time", 0), ("steps", 2)])
+def test_times_are_not_judged_in_a_world_in_which_a_hold_let_time_pass(kind, told):
+    history = lived(LINE, {"work": blocks(40_000)})
+    hold = AppliedHold(at_ns=0, task="run-1", hold=Hold(gap=0, level=8), kind=kind)
+
+    assert told == len(reasons(limits_exact, replace(history, holds=(hold,))))
+
+
+# --- accounts balance ----------------------------------------------------------------------------------
+
+
+def without(history, sequence):
+    """The history without one event, the others numbered anew."""
+
+    def change(events):
+        del events[sequence]
+        events[:] = [replace(event, sequence=number) for number, event in enumerate(events)]
+
+    return with_events(history, change)
+
+
+@pytest.mark.parametrize(
+    ("kind", "node_id"),
+    [(EventKind.RUN_ENDED, None), (EventKind.STEP_ENDED, "work"), (EventKind.ATTEMPT_ENDED, "start")],
+)
+def test_a_start_without_an_end_is_told(plain, kind, node_id):
+    started = str(kind).replace("ended", "started")
+    history = without(plain, first(plain, kind, node_id))
+
+    assert f"run-1: {started} of {node_id} without an end" in reasons(accounts_balance, history)
+
+
+@pytest.mark.parametrize(
+    ("kind", "node_id"),
+    [(EventKind.RUN_STARTED, None), (EventKind.STEP_STARTED, "work"), (EventKind.ATTEMPT_STARTED, "start")],
+)
+def test_an_end_without_a_start_is_told(plain, kind, node_id):
+    ended = str(kind).replace("started", "ended")
+    history = without(plain, first(plain, kind, node_id))
+
+    assert f"run-1: {ended} of {node_id} without a start" in reasons(accounts_balance, history)
+
+
+def test_an_end_of_another_attempt_is_no_end(plain):
+    history = with_event(plain, first(plain, EventKind.ATTEMPT_ENDED, "work"), attempt=2)
+
+    assert [
+        "run-1: attempt ended of work without a start",
+        "run-1: attempt started of work without an end",
+    ] == reasons(accounts_balance, history)
+
+
+def test_events_that_go_back_in_time_are_told(plain):
+    history = with_event(plain, 9, at_ms=9.5)
+
+    assert ["run-1: event 9 goes back in sequence or time"] == reasons(accounts_balance, history)
+
+
+def test_events_that_skip_a_number_are_told(plain):
+    history = with_event(plain, 9, sequence=10)
+
+    assert "run-1: event 9 goes back in sequence or time" == reasons(accounts_balance, history)[0]
+
+
+def test_a_failed_attempt_that_nothing_follows_from_is_told(retried):
+    failed = next(e.sequence for e in retried.runs[0].result.trace if e.code)
+    waiting = first(retried, EventKind.RETRY_WAITING)
+    found = list(accounts_balance(with_event(retried, waiting, cause=None)))
+
+    assert [Breach(reason=f"run-1: event {failed} is named as cause 0 times", run=0, event=failed)] == found
+
+
+def test_a_failed_attempt_that_is_told_twice_is_told(retried):
+    failed = next(e.sequence for e in retried.runs[0].result.trace if e.code)
+    history = with_event(retried, first(retried, EventKind.RUN_ENDED), cause=failed)
+
+    assert [f"run-1: event {failed} is named as cause 2 times"] == reasons(accounts_balance, history)
+
+
+def test_an_attempt_that_succeeded_is_nobodys_cause(plain):
+    ended = first(plain, EventKind.ATTEMPT_ENDED, "work")
+    history = with_event(plain, first(plain, EventKind.RUN_ENDED), cause=ended)
+
+    assert [f"run-1: event {ended} is named as cause 1 times"] == reasons(accounts_balance, history)
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_result_that_counts_other_steps_than_its_trace_is_told(plain, steps):
+    history = with_result(plain, nodes_executed=steps)
+
+    assert [f"run-1: nodes_executed is {steps}, the trace has 3 steps"] == reasons(accounts_balance, history)
+
+
+@pytest.mark.parametrize("tokens", [0, 3, 8])
+def test_a_result_that_counts_other_tokens_than_its_trace_is_told(plain, tokens):
+    history = with_result(plain, tokens_used=tokens)
+
+    assert [f"run-1: tokens_used is {tokens}, the trace has 4 tokens"] == reasons(accounts_balance, history)
+
+
+def test_a_run_that_took_longer_than_its_caller_waited_is_told(plain):
+    history = with_result(plain, total_latency_ms=10.5)
+
+    assert ["run-1: total_latency_ms is 10.5, the caller waited 10.0"] == reasons(accounts_balance, history)
+
+
+@pytest.mark.parametrize("check", [limits_exact, accounts_balance], ids=["limits exact", "accounts balance"])
+def test_a_run_without_a_result_has_no_trace_to_judge(plain, check):
+    assert [] == reasons(check, with_run(plain, result=None))
+
+
+# --- deterministic -------------------------------------------------------------------------------------
+
+
+def test_two_lives_of_one_scenario_are_the_same():
+    assert Verdict(check="deterministic", verdict="ok") == deterministic(play(STORM, FANOUT), play(STORM, FANOUT))
+
+
+def test_the_first_difference_between_two_lives_is_told(plain):
+    other = with_event(plain, 3, at_ms=0.5)
+    verdict = deterministic(plain, other)
+
+    assert ("deterministic", "bad") == (verdict.check, verdict.verdict)
+    told, one, two = verdict.breach.reason.splitlines()
+    assert "two lives of one world differ" == told
+    assert (one.removeprefix("first: "), two.removeprefix("then:  ")) == (plain.lines[4], other.lines[4])
+
+
+def test_a_life_that_goes_on_longer_differs(plain):
+    longer = with_events(plain, lambda events: None)
+    shorter = replace(longer, runs=longer.runs[:1], calls=())
+
+    assert "bad" == deterministic(longer, shorter).verdict
+    assert plain.digest != shorter.digest
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"simulated_ns": 1}, {"calls": ()}, {"rest": Rest(at_rest=True, unhandled=("x",))}, {"runs": ()}],
+    ids=["time", "calls", "rest", "runs"],
+)
+def test_nothing_of_a_history_is_left_out_of_the_comparison(plain, changes):
+    assert "bad" == deterministic(plain, replace(plain, **changes)).verdict

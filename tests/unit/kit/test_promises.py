@@ -228,10 +228,19 @@ def test_a_failed_run_is_late_too():
 
 
 def test_a_process_that_was_paused_is_not_held_to_a_time():
-    history = play(Scenario(schedule=(Hold(gap=0, level=8),)), a_line(node("model"), node("model")))
+    scenario = Scenario(schedule=(Hold(gap=0, level=8),), external_only=False)
+    history = play(scenario, ONE)
 
-    assert history.paused == (history.holds != ())
-    assert [] == reasons(replace(history, holds=history.holds), answers_within_ms=1) or not history.paused
+    assert history.paused
+    assert [] == reasons(history, answers_within_ms=1)
+    assert 2 == len(reasons(replace(history, holds=()), answers_within_ms=1))
+
+
+def test_a_process_that_was_paused_is_not_held_to_tolerance():
+    history = play(Scenario(faults=down("m1"), schedule=(Hold(gap=0, level=8),), external_only=False), ONE)
+
+    assert (True, False) == (history.paused, judged(history))
+    assert judged(replace(history, holds=()))
 
 
 def test_a_cancelled_run_is_not_held_to_a_time():
@@ -292,9 +301,9 @@ def test_two_hosts_down_are_judged_only_where_two_are_promised():
 
 
 def test_one_host_down_twice_is_one_host():
-    history = play(Scenario(faults=FaultPlan(lasting=(HostDown(host="m1"), HostDown(host="m1", duration_ms=10**6)))), ONE)
+    twice = FaultPlan(lasting=(HostDown(host="m1"), HostDown(host="m1", duration_ms=10**6)))
 
-    assert judged(history)
+    assert judged(play(Scenario(faults=twice), ONE))
 
 
 def test_nothing_is_at_stake_without_the_promise():
@@ -334,3 +343,53 @@ def test_a_run_in_which_not_only_hosts_were_down_throughout_is_not_judged(scenar
     history = play(scenario, ONE)
 
     assert (False, []) == (judged(history), reasons(history, tolerates_failures=1))
+
+
+def test_targets_of_one_fanout_that_disagree_are_not_judged():
+    says = (Says(node="one", text="a"), Says(node="two", text="b"))
+    history = play(Scenario(faults=down("m3"), says=says), VOTE)
+
+    assert "failed" == history.runs[0].result.status
+    assert (False, []) == (judged(history), reasons(history, tolerates_failures=1))
+
+
+def test_targets_that_agree_are_judged_whatever_they_say():
+    says = tuple(Says(node=name, text="a") for name in ("one", "two", "three"))
+
+    assert judged(play(Scenario(faults=down("m3"), says=says), VOTE))
+
+
+def test_a_vote_that_needs_every_target_breaks_the_promise():
+    found = reasons(play(Scenario(faults=down("m3")), STRICT), tolerates_failures=1)
+
+    assert ["run-1 ended failed (MODEL_ERROR at three)"] == [
+        reason[reason.index("run-1") : reason.index(";")] for reason in found
+    ]
+
+
+def test_an_answer_that_only_the_failure_brought_into_play_is_not_judged_unless_all_say_the_same():
+    """With m1 down another node is asked, which says what leads nowhere; no host's failure did that."""
+    graph = a_graph(
+        {"work": node("model", model="m1", on_error="spare"), "spare": node("model", model="m2")},
+        [("start", "work"), ("work", "end"), ("spare", "end", "content == 'ok'")],
+    )
+    said = play(Scenario(faults=down("m1"), says=(Says(node="spare", text="no"),)), graph)
+    same = play(Scenario(faults=down("m1"), plain_answer="no"), graph)
+
+    assert (False, []) == (judged(said), reasons(said, tolerates_failures=1))
+    assert (True, 1) == (judged(same), len(reasons(same, tolerates_failures=1)))
+
+
+def test_the_run_after_the_storm_is_not_judged_for_tolerance():
+    history = play(Scenario(faults=down("m1")), BACKED)
+    after = replace(history, runs=history.runs[1:])
+
+    assert (True, False) == (judged(history), judged(after))
+
+
+def test_a_run_without_a_result_is_not_judged():
+    history = play(Scenario(faults=down("m1")), ONE)
+    unended = replace(history, runs=tuple(replace(run, result=None) for run in history.runs))
+    everything = {"tolerates_failures": 1, "answers_within_ms": 1, "never": tuple(ErrorCode)}
+
+    assert (False, [], []) == (judged(unended), reasons(unended, **everything), dead_ends(unended))

@@ -17,7 +17,15 @@ from tinyllm.config import ExecutorConfig
 from tinyllm.errors import TinyLLMError
 from tinyllm.testing.checks import deterministic
 from tinyllm.testing.faults import CutMidBody, FaultPlan, HostDown, Latency, OnCall, Refused, ServerError
-from tinyllm.testing.scenario import Scenario, ScenarioError, play, scenario_from_json, scenario_to_json, simpler, simplest
+from tinyllm.testing.scenario import (
+    Scenario,
+    ScenarioError,
+    play,
+    scenario_from_json,
+    scenario_to_json,
+    simpler,
+    simplest,
+)
 from tinyllm.testing.schedule import Hold
 from tinyllm.testing.script import Says
 from tinyllm.testing.world import RunPlan
@@ -61,10 +69,11 @@ FULL = Scenario(
     seed=7,
     config=ExecutorConfig(failure_policy="skip_failed", max_steps=40),
 )
+REFUSED_TWICE = tuple(OnCall(run=0, node="work", call=call, fault=Refused()) for call in (0, 1))
 #: Lives whose digests are compared: faults alone, holds alone, a cancel, and everything at once.
 STORIES = (
     (Scenario(), LINE),
-    (Scenario(faults=FaultPlan(calls=tuple(OnCall(run=0, node="work", call=n, fault=Refused()) for n in (0, 1)))), LINE),
+    (Scenario(faults=FaultPlan(calls=REFUSED_TWICE)), LINE),
     (Scenario(faults=EVERY_FAULT, runs=(RunPlan(), RunPlan(start_ms=1))), FANOUT),
     (Scenario(schedule=(Hold(gap=0, level=2), Hold(gap=0, level=4))), FANOUT),
     (Scenario(runs=(RunPlan(cancel_after_ms=10), RunPlan())), FANOUT),
@@ -99,7 +108,7 @@ def test_another_seed_waits_otherwise_between_retries():
     assert play(scenario, graph).simulated_ns != play(replace(scenario, seed=1), graph).simulated_ns
 
 
-@pytest.mark.parametrize("hash_seed", ["0", "1", "4242"])
+@pytest.mark.parametrize("hash_seed", ["0", "4242"])
 def test_a_scenario_lives_the_same_life_in_every_process(hash_seed):
     program = "from tests.unit.kit.test_scenario import digests; print(*digests())"
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -154,6 +163,11 @@ def test_a_scenario_lacks_nothing(key):
     [
         (("runs",), 3),
         (("runs",), "no"),
+        (("runs",), ""),
+        (("says",), {}),
+        (("faults", "calls"), {}),
+        (("faults", "lasting"), ""),
+        (("faults", "calls", 0), {"run": 0, "node": "a", "branch": "", "call": 0, "fault": "host down", "host": "m1"}),
         (("runs", 0), "x"),
         (("runs", 0), {"prompt": "x"}),
         (("runs", 0, "unknown"), 1),
@@ -190,6 +204,8 @@ def test_a_scenario_with_a_bad_part_is_refused(path, bad):
     [
         (("runs", 0, "content"), 3),
         (("runs", 0, "content"), None),
+        (("runs", 0, "content"), "\ud800"),
+        (("says", 0, "text"), "\ud800"),
         (("runs", 0, "context"), []),
         (("runs", 0, "start_ms"), "5"),
         (("runs", 0, "start_ms"), -5),
@@ -225,7 +241,7 @@ def test_json_is_a_scenario_or_is_refused_as_none(value):
     assert isinstance(error.value, TinyLLMError)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_scenario_with_one_part_replaced_is_refused_or_can_be_played(data):
     """Whatever comes from a file lives or is refused: nothing that is taken breaks the world later."""
@@ -267,7 +283,9 @@ def spoilt(path, bad):
 
 
 def test_nothing_is_left_of_a_scenario_that_always_fails():
-    assert Scenario(plain_answer="well", external_only=False, seed=7, config=FULL.config) == simplest(FULL, lambda _: True)
+    bare = Scenario(plain_answer="well", external_only=False, seed=7, config=FULL.config)
+
+    assert bare == simplest(FULL, lambda _: True)
 
 
 def test_a_scenario_of_which_every_part_matters_stays():
@@ -310,7 +328,7 @@ def test_what_is_said_and_done_to_later_runs_moves_when_one_goes():
         says=(Says(node="work", text="x", run=0), Says(node="work", text="y", run=2), Says(node="work", text="z")),
         faults=FaultPlan(calls=tuple(OnCall(run=run, node="work", fault=Refused()) for run in (0, 1, 2))),
     )
-    first, second, third = [s for s in simpler(scenario) if len(s.runs) == 2]
+    third, second, first = [s for s in simpler(scenario) if len(s.runs) == 2]
 
     assert [("y", 1), ("z", None)] == [(said.text, said.run) for said in first.says]
     assert [("x", 0), ("y", 1), ("z", None)] == [(said.text, said.run) for said in second.says]
@@ -320,8 +338,8 @@ def test_what_is_said_and_done_to_later_runs_moves_when_one_goes():
 
 
 def test_the_last_run_stays():
-    assert [1] == sorted({len(scenario.runs) for scenario in simpler(Scenario())} | {1})
     assert [] == list(simpler(Scenario()))
+    assert [] == [s for s in simpler(Scenario(runs=(RunPlan(content="a"),))) if not s.runs]
 
 
 @pytest.mark.parametrize("tries", [0, 1, 7])
@@ -332,7 +350,7 @@ def test_no_more_candidates_are_tried_than_allowed(tries):
     assert tries == len(tried)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(lives(cancels=True))
 def test_following_simpler_scenarios_ends(life):
     """Taking always the last candidate is the slowest way down; a scenario is never its own candidate."""
