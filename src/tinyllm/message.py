@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainValidator
 
-from tinyllm.errors import ErrorCode
+from tinyllm.errors import RECOVERABLE, ErrorCode
 
 DEPTH_MAX = 64
 #: Longer integers cannot be printed by Python's default settings (4,300 digits), so no JSON could carry them.
@@ -106,13 +106,17 @@ class _Value(BaseModel):
         return cls.model_validate_json(text)
 
 
+def _recoverable_by_code(fields: dict[str, Any]) -> bool:
+    return fields.get("code") in RECOVERABLE
+
+
 class ErrorInfo(_Value):
-    """Why a step or a run failed. `node_id` is None only for failures that belong to no node."""
+    """Why a step or a run failed; `recoverable` is what the code says, unless it is said. `node_id` is None only for failures that belong to no node."""
 
     code: ErrorCode
     message: Text
     details: JsonObject = Field(default_factory=dict)
-    recoverable: bool = False
+    recoverable: bool = Field(default_factory=_recoverable_by_code)
     node_id: Text | None = None
 
 

@@ -14,7 +14,6 @@ from tinyllm.graph import Graph
 from tinyllm.testing.script import models_of
 
 ODD_ANSWERS = (
-    "",
     " \n",
     "I'm sorry, I can't help with that.",
     "null",
@@ -39,7 +38,7 @@ STEPS_MAX = 2_000
 
 def model_answers() -> st.SearchStrategy[str]:
     """Any answer. Shrinks to `ok`, then to the empty text."""
-    return st.sampled_from(("ok", *ODD_ANSWERS)) | st.text(max_size=40)
+    return st.sampled_from(("ok", "", *ODD_ANSWERS)) | st.text(max_size=40)
 
 
 def short_answers() -> st.SearchStrategy[str]:
@@ -51,7 +50,7 @@ def answers_for(graph: Graph) -> st.SearchStrategy[str]:
     """Answers that matter to this graph: its own words in several spellings, and odd ones. Shrinks to `ok`."""
     texts, numbers = _literals(graph)
     lengths = ["x" * number for number in numbers if _is_length(number)]
-    asked_for = st.sampled_from(("ok", *texts, *map(str, numbers), *lengths))
+    asked_for = st.sampled_from(("ok", "", *texts, *map(str, numbers), *lengths))
     return (
         asked_for
         | st.sampled_from(tuple(dict.fromkeys((*_words(texts, numbers), *ODD_ANSWERS))))

@@ -32,18 +32,16 @@ def fault_plans(draw: st.DrawFn, graph: Graph, *, runs: int, lasting: int = 2) -
     Which families may happen at all is drawn first, because most bugs need few. Shrinks to no fault.
     """
     families: Sequence[str] = draw(st.sampled_from((FAMILIES, FAMILIES[:1], FAMILIES[1:])))
-    if draw(st.booleans()):
-        calls = draw(_stubborn(graph, families))
-    else:
-        rate = draw(st.sampled_from(RATES))
-        slots = _slots(graph, runs)
-        data = draw(st.binary(min_size=len(slots), max_size=len(slots)))
-        calls = decode_faults(data, slots, graph, families=families, rate=rate)
+    # Both kinds are drawn, whichever is used: of two branches the one with fewer choices would count as simpler.
+    stubborn = draw(_stubborn(graph, families))
+    rate = draw(st.sampled_from(RATES))
+    slots = _slots(graph, runs)
+    data = draw(st.binary(min_size=len(slots), max_size=len(slots)))
+    scattered = decode_faults(data, slots, graph, families=families, rate=rate)
+    calls = stubborn if draw(st.booleans()) else scattered
     hosts = _hosts(graph)
-    down: tuple[HostDown, ...] = ()
-    if "model" in families and hosts and lasting:
-        down = tuple(draw(st.lists(host_downs(hosts), max_size=lasting)))
-    return FaultPlan(calls=calls, lasting=down)
+    down = draw(st.lists(host_downs(hosts), max_size=lasting)) if hosts else []
+    return FaultPlan(calls=calls, lasting=tuple(down) if "model" in families else ())
 
 
 def host_downs(hosts: Sequence[str]) -> st.SearchStrategy[HostDown]:

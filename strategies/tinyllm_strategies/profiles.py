@@ -20,12 +20,15 @@ def profile_settings(name: ProfileName) -> settings:
     No deadline anywhere: machines are noisy and simulated time is what counts. `ci` draws the same examples
     every time and keeps none; `nightly` looks for hours with fresh seeds.
     """
-    if name == "ci":
-        return settings(
-            max_examples=MAX_EXAMPLES["ci"], deadline=None, derandomize=True, database=None, print_blob=True
-        )
-    database = DirectoryBasedExampleDatabase(EXAMPLES_DIRECTORY)
-    return settings(max_examples=MAX_EXAMPLES[name], deadline=None, database=database, print_blob=True)
+    database = None if name == "ci" else DirectoryBasedExampleDatabase(EXAMPLES_DIRECTORY)
+    # Everything is said: what is left out would be taken from the profile that is loaded at the moment.
+    return settings(
+        max_examples=MAX_EXAMPLES[name],
+        deadline=None,
+        derandomize=name == "ci",
+        database=database,
+        print_blob=True,
+    )
 
 
 def register(default: ProfileName = "dev") -> ProfileName:

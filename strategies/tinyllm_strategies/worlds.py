@@ -90,7 +90,8 @@ def scenarios(
     """Lives of this graph, with `answers` (default: `answers_for(graph)`).
 
     `tolerated` hosts are, in half of the lives, all that goes wrong: they are down throughout.
-    Shrinks to one run in which every model says `ok`, nothing goes wrong and stock asyncio decides.
+    Shrinks to one run in which every model says `ok`, stock asyncio decides and nothing goes wrong, unless
+    hosts are tolerated: then the first ones are down.
     """
     hosts = tuple(dict.fromkeys(hosts_of(graph).values()))
     cast = _Cast(graph, hosts, tuple(voices(graph)), answers_for(graph) if answers is None else answers)

@@ -52,6 +52,12 @@ BESIDE_THE_POINT = framed(
 ).replace("exit_points: [done]", "exit_points: [done, sorry]")
 
 
+TO_ASK = """
+    - {from_node: start, to_node: ask}
+    - {from_node: ask, to_node: done}
+"""
+
+
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -129,6 +135,17 @@ def test_max_examples_limits_the_hunt():
     Path("graph.yaml").write_text(SOUND, encoding="utf-8")
 
     assert 3 == reply_of(tinyllm("check", "graph.yaml", "--max-examples", "3", "--format", "json"))["examples"]
+
+
+def test_the_same_seed_looks_at_the_same_examples():
+    def figures_of(seed: int) -> dict[str, Any]:
+        Path("graph.yaml").write_text(framed("- {id: ask, type: model}", edges=TO_ASK), encoding="utf-8")
+        arguments = ("--max-examples", "10", "--seed", str(seed), "--format", "json")
+        reply = reply_of(tinyllm("check", "graph.yaml", *arguments))
+        return {key: value for key, value in reply.items() if key not in {"elapsed_s", "examples_per_s", "seed"}}
+
+    assert figures_of(1) == figures_of(1)
+    assert any(figures_of(1) != figures_of(seed) for seed in (2, 3))
 
 
 def test_without_a_seed_ci_has_its_own_and_dev_a_new_one_each_time():

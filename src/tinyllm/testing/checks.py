@@ -164,6 +164,7 @@ def _over_limit(history: History, record: RunRecord, trace: tuple[TraceEvent, ..
     yield from _branches_over_limit(history, trace)
     if not history.paused:
         yield from _times_over_limit(history, trace)
+        yield from _targets_over_time(history, trace)
 
 
 def _key(event: TraceEvent) -> tuple[str, str]:
@@ -223,6 +224,24 @@ def _times_over_limit(history: History, trace: tuple[TraceEvent, ...]) -> Iterat
                 yield f"an attempt of {event.node_id} took {took_ms} ms of {config.timeout_ms}", event.sequence
     if trace[-1].at_ms > history.config.timeout_ms + grace_ms:
         yield f"the run took {trace[-1].at_ms} ms of {history.config.timeout_ms}", trace[-1].sequence
+
+
+def _targets_over_time(history: History, trace: tuple[TraceEvent, ...]) -> Iterator[Found]:
+    """A fanout's targets, each with all its attempts, against the time that the fanout allows them."""
+    grace_ms = history.config.cancel_grace_ms
+    around: dict[str, FanoutConfig] = {}
+    began: dict[tuple[str, str], float] = {}
+    for event in trace:
+        config = history.graph.nodes[event.node_id].config if event.node_id else None
+        if event.kind is EventKind.STEP_STARTED:
+            began[_key(event)] = event.at_ms
+            if isinstance(config, FanoutConfig):
+                around[str(event.path)] = config
+        fanout = around.get(str(event.path).rpartition(".")[0])
+        if event.kind is EventKind.STEP_ENDED and fanout is not None:
+            took_ms = event.at_ms - began[_key(event)]
+            if took_ms > fanout.timeout_ms + grace_ms:
+                yield f"{event.node_id} took {took_ms} ms of the {fanout.timeout_ms} of its fanout", event.sequence
 
 
 # --- accounts ------------------------------------------------------------------------------------------

@@ -536,6 +536,10 @@ class SimulatedLoop(ReportingLoop):
         self._asyncgens.clear()
         await close_asyncgens(self, left)
 
+    def report_unseen(self) -> None:
+        """Report the exceptions of ended tasks that nobody has looked at; each is reported once."""
+        report_unseen(self, self._tasks)
+
     def close(self) -> None:
         """End what is left and give everything up. Does nothing the second time.
 

@@ -199,9 +199,9 @@ class World:
             if self._rest.at_rest and not self.loop.run_until_idle(REST_NS):
                 self._rest.at_rest = False
                 self._rest.reason = f"still busy {REST_NS // NS_PER_MS // 1_000} s after the last run"
-            self._rest.left = tuple(
-                f"task {task.get_name()}" for task in self.loop.pending_tasks() if task not in self._tasks
-            )
+            if self._rest.at_rest:
+                self._rest.left = tuple(f"task {task.get_name()}" for task in self.loop.pending_tasks())
+        self.loop.report_unseen()
         self._rest.unhandled = tuple(_described(context) for context in self.loop.unhandled)
 
     def _watched(self) -> _Watch:

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from tests.support.graphs_text import framed
 from tinyllm.graph import Graph, build_graph, load_graph, parse_graph
-from tinyllm.testing.checks import judge
+from tinyllm.testing.checks import Breach, judge
 from tinyllm.testing.faults import FaultPlan, HostDown, Latency, OnCall
 from tinyllm.testing.promises import graph_checks, promises_of
 from tinyllm.testing.scenario import Scenario, play, scenario_from_json, scenario_to_json
 from tinyllm.testing.script import Says
 from tinyllm.testing.world import RunPlan
+from tinyllm.trace import EventKind
 from tinyllm_fuzz import story as stories
 from tinyllm_fuzz.hunt import Finding
 from tinyllm_strategies.messages import json_values
@@ -113,6 +114,24 @@ def test_the_marked_line_is_the_end_of_the_run_that_broke_the_rule():
     (marked,) = (line for line in timeline(text_of(scenario)) if line.startswith(">>"))
 
     assert ["60.000", "run-2", "ends", "failed:", "GATE_FAILED"] == marked.split()[1:]
+
+
+def marked_lines(breach: Breach) -> list[tuple[str, str]]:
+    found = finding_of(Scenario(), DEAD_END)
+    story = stories.tell(replace(found, verdict=replace(found.verdict, breach=breach)), JUDGE)
+    return [(line["who"], line["what"]) for line in story["happened"] if line["broke"]]
+
+
+def test_the_step_that_broke_the_rule_is_marked_wherever_it_is():
+    trace = finding_of(Scenario(), DEAD_END).history.runs[0].result.trace
+    step = next(event for event in trace if event.kind is EventKind.STEP_STARTED and event.node_id == "ask")
+
+    assert [("run-1 ask", "begins (model, path 2)")] == marked_lines(Breach(reason="", run=0, event=step.sequence))
+
+
+@pytest.mark.parametrize("run", [0, None])
+def test_a_breach_that_names_no_step_is_marked_at_the_end(run):
+    assert [("run-1", "ends failed: GATE_FAILED")] == marked_lines(Breach(reason="", run=run))
 
 
 def test_time_never_goes_back_in_the_timeline():
