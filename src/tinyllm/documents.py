@@ -317,6 +317,7 @@ def _folded(text: str, source: str) -> Document:
         raise refusal(source, "syntax", what or "not YAML", _position(mark) if mark else None) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise refusal(source, "syntax", _first_line(error)) from None
+    folder.positions.setdefault((), (1, 1))
     return Document(folder.result, folder.positions, source)
 
 

@@ -111,7 +111,10 @@ def _recoverable_by_code(fields: dict[str, Any]) -> bool:
 
 
 class ErrorInfo(_Value):
-    """Why a step or a run failed; `recoverable` is what the code says, unless it is said. `node_id` is None only for failures that belong to no node."""
+    """Why a step or a run failed.
+
+    `recoverable` is what the code says, unless it is said. `node_id` is None only for failures of no node.
+    """
 
     code: ErrorCode
     message: Text

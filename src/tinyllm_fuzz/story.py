@@ -196,11 +196,10 @@ def _surroundings(scenario: Scenario, history: History) -> Iterator[_Line]:
 
 def _run_lines(record: RunRecord, history: History, broke: int | None) -> Iterator[_Line]:
     trace = record.result.trace if record.result else ()
-    began_ns = record.started_ns or 0
     for event in trace:
         what = _told(event, record, history)
         if what is not None or event.sequence == broke:
-            at_ns = began_ns + round(event.at_ms * NS_PER_MS)
+            at_ns = _at_ns(event, record)
             who = record.run_id if event.node_id is None else f"{record.run_id} {event.node_id}"
             order = (record.index, event.sequence)
             yield _Line(at_ns, order, who, what or str(event.kind), broke=event.sequence == broke)
@@ -249,13 +248,12 @@ def _call_lines(record: RunRecord, history: History, trace: tuple[TraceEvent, ..
     for number, call in enumerate(history.calls_of(record.index)):
         begin, end = _attempt_around(call, record, trace)
         who = f"{record.run_id} {call.ask.node}"
-        first = call.ask.at_ns == (record.started_ns or 0) + round(begin.at_ms * NS_PER_MS) if begin else True
-        asked = (begin.sequence + 0.1 if begin else 0.0) if first else (end.sequence - 0.5 if end else 1e8)
-        yield _Line(
-            call.ask.at_ns, (record.index, asked, number), who, f"asks {call.ask.model} on {call.host}: {_short(call.prompt)}"
-        )
-        came = (end.sequence - 0.4 if end else 1e8, number)
-        yield _Line(call.ended_ns or call.ask.at_ns, (record.index, *came), call.host, f"{_came_back(call)} ({call.ask.node})")
+        first = begin is None or call.ask.at_ns == _at_ns(begin, record)
+        after, before = begin.sequence if begin else 0, end.sequence if end else 1e8
+        question = f"asks {call.ask.model} on {call.host}: {_short(call.prompt)}"
+        yield _Line(call.ask.at_ns, (record.index, after + 0.1 if first else before - 0.5, number), who, question)
+        answer = f"{_came_back(call)} ({call.ask.node})"
+        yield _Line(call.ended_ns or call.ask.at_ns, (record.index, before - 0.4, number), call.host, answer)
 
 
 def _attempt_around(
@@ -266,13 +264,18 @@ def _attempt_around(
     for event in trace:
         if (event.path, event.node_id) != (call.path, call.ask.node):
             continue
-        at_ns = (record.started_ns or 0) + round(event.at_ms * NS_PER_MS)
+        at_ns = _at_ns(event, record)
         if event.kind is EventKind.ATTEMPT_STARTED and at_ns <= call.ask.at_ns:
             begin = event
-        elif event.kind is EventKind.ATTEMPT_ENDED and begin is not None and event.attempt == begin.attempt:
-            if at_ns >= (call.ended_ns or call.ask.at_ns):
-                return begin, event
+        ends_it = begin is not None and event.kind is EventKind.ATTEMPT_ENDED and event.attempt == begin.attempt
+        if ends_it and at_ns >= (call.ended_ns or call.ask.at_ns):
+            return begin, event
     return begin, None
+
+
+def _at_ns(event: TraceEvent, record: RunRecord) -> int:
+    """When the event happened, in the world's time."""
+    return (record.started_ns or 0) + round(event.at_ms * NS_PER_MS)
 
 
 def _came_back(call: CallRecord) -> str:

@@ -82,26 +82,31 @@ def decode_faults(
 def _stubborn(draw: st.DrawFn, graph: Graph, families: Sequence[str]) -> tuple[OnCall, ...]:
     """What retries and fallback models are made for: in the first run one fault hits every call of a step.
 
-    Or every call but the last, which is answered just in time. One voice is hit, or all. Shrinks to the first
-    voice, each answer too late.
+    Or every call but the last, which is answered just in time. Each voice is spared, hit, or hit but for the
+    last call: a byte of its own decides, and where that is 0 what is drawn for all. Shrinks to all spared.
     """
     spoken = voices(graph)
-    if not spoken:
-        return ()
-    everywhere, just_in_time = draw(st.booleans()), draw(st.booleans())
-    number = draw(st.integers(0, 3))
-    faults = []
-    for node, branch in spoken if everywhere else [draw(st.sampled_from(spoken))]:
-        config = graph.nodes[node].config
-        late_ms = max(0, _limit_ms(config) - SERVICE_MS)
-        slow: list[CallFaultKind] = [Latency(delay_ms=late_ms), Refused()]
-        kinds = [*(slow if "network" in families else []), *([ServerError()] if "model" in families else [])]
-        count = min((1 + config.retry_count) * len(models_of(config)), STUBBORN_PER_STEP)
-        hits = [kinds[number % len(kinds)]] * count
-        if just_in_time and "network" in families:
-            hits[-1] = Latency(delay_ms=max(0, late_ms - 1))
+    for_all, number = draw(st.integers(0, 2)), draw(st.integers(0, 3))
+    modes = draw(st.binary(min_size=len(spoken), max_size=len(spoken)))
+    faults: list[OnCall] = []
+    for (node, branch), byte in zip(spoken, modes, strict=True):
+        hits = _hits(graph.nodes[node].config, families, number, mode=byte % 3 if byte else for_all)
         faults += [OnCall(run=0, node=node, branch=branch, call=call, fault=hit) for call, hit in enumerate(hits)]
     return tuple(faults[:STUBBORN_MAX])
+
+
+def _hits(config: NodeConfig, families: Sequence[str], number: int, *, mode: int) -> list[CallFaultKind]:
+    """The faults of one step's calls: mode 0 none, 1 all, 2 all but the last, which is only just in time."""
+    if mode == 0:
+        return []
+    late_ms = max(0, _limit_ms(config) - SERVICE_MS)
+    slow: list[CallFaultKind] = [Latency(delay_ms=late_ms), Refused()]
+    kinds = [*(slow if "network" in families else []), *([ServerError()] if "model" in families else [])]
+    count = min((1 + config.retry_count) * len(models_of(config)), STUBBORN_PER_STEP)
+    hits = [kinds[number % len(kinds)]] * count
+    if mode == 2 and "network" in families:
+        hits[-1] = Latency(delay_ms=max(0, late_ms - 1))
+    return hits
 
 
 def _limit_ms(config: NodeConfig) -> int:

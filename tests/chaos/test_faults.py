@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,7 +34,7 @@ from tinyllm.testing.faults import (
 )
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.network import Exchange, Network
-from tinyllm.testing.ollama_host import CallRecord, OllamaHost
+from tinyllm.testing.ollama_host import CallRecord, OllamaHost, Voice
 from tinyllm.testing.script import NS_PER_MS, SERVICE_MS, TOKENS_IN, Ask, Reply, Says, Script, hosts_of, models_of
 from tinyllm.testing.world import RunPlan, World
 
@@ -59,11 +60,13 @@ class Wire:
         self.network = Network(self.loop)
         self.calls: list[CallRecord] = []
         self.script = script
+        made: Counter[Voice] = Counter()
         for name in dict.fromkeys(script.hosts.values()):
             self.network.hosts[name] = OllamaHost(
                 name,
                 script,
                 self.calls,
+                made,
                 time_ns=lambda: self.loop.time_ns,
                 clock=lambda: datetime(2030, 1, 1, tzinfo=UTC),
                 run_index=int,

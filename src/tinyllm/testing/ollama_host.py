@@ -14,7 +14,6 @@ import httpx
 from tinyllm.testing.network import Exchange
 from tinyllm.testing.script import TOKENS_IN, Ask, Reply, Script
 
-
 #: Who calls: run, node and branch.
 Voice = tuple[int, str, str]
 

@@ -137,10 +137,12 @@ def _succeeds_otherwise(history: History, record: RunRecord) -> bool:
 
 
 def _targets_agree(history: History) -> bool:
+    """Whether each fanout's targets give one answer that counts: an empty one is no vote."""
     answers = {said.node: said.text for said in history.script.says}
     plain = history.script.plain_answer
     fanouts = (wrapped_by(node.config) for node in history.graph.definition.nodes)
-    return all(len({answers.get(target, plain) for target in targets}) <= 1 for targets in fanouts)
+    given = [{answers.get(target, plain) for target in targets} for targets in fanouts if targets]
+    return all(len(texts) == 1 and texts.pop().strip() for texts in given)
 
 
 def _hosts_down_throughout(history: History, record: RunRecord) -> tuple[str, ...]:

@@ -309,7 +309,7 @@ def test_one_host_down_twice_is_one_host():
 def test_nothing_is_at_stake_without_the_promise():
     history = play(Scenario(faults=down("m1")), ONE)
 
-    assert not tolerance_judged(history, Promises(never=("TIMEOUT",)))
+    assert not tolerance_judged(history, Promises(never=(ErrorCode.TIMEOUT,)))
     assert not judged(history, 0)
     assert [] == reasons(history, answers_within_ms=10**6, tolerates_failures=0)
 

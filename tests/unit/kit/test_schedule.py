@@ -100,7 +100,7 @@ def test_a_hold_cannot_be_changed_and_has_no_dict():
     hold = Hold(1, 2)
 
     with pytest.raises(AttributeError):
-        hold.gap = 3  # type: ignore[misc]
+        hold.gap = 3
     assert not hasattr(hold, "__dict__")
 
 

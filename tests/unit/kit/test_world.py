@@ -250,7 +250,7 @@ def leaving(leave):
 
 
 def test_a_task_that_outlives_its_run_is_an_orphan():
-    kept = []
+    kept: list[object] = []
 
     def leave():
         kept.append(asyncio.get_running_loop().create_task(asyncio.sleep(60), name="stray"))
@@ -278,7 +278,7 @@ def test_a_connection_that_outlives_its_run_is_an_orphan():
 
 
 def test_the_orphans_of_one_run_are_not_told_of_another():
-    kept = []
+    kept: list[object] = []
 
     async def act(message, context):
         if not kept:
@@ -291,7 +291,7 @@ def test_the_orphans_of_one_run_are_not_told_of_another():
 
 
 def test_what_waits_for_nothing_is_left_at_rest():
-    kept = []
+    kept: list[object] = []
 
     async def waits():
         await asyncio.get_running_loop().create_future()
