@@ -608,9 +608,9 @@ def test_any_text_and_any_bytes_load_or_are_refused(data):
 
 SNIPPETS = st.sampled_from(
     [
-        *("\0", "\ufeff", "\t", "\r", "\n", " ", "  ", "-", ":", "{", "}", "[", "]", "'", '"', "|", ">", "#", "- ", "? "),
-        *("&a ", "*a", "!!x ", "<<: *a", "%TAG ! !", "---\n", "null", "~", "yes", "0x1f", "1e999", ".inf", "\\ud800"),
-        *("nodes:", "id: start", "{id: start}", "type: fanout", "target_nodes: [ask]", "on_error: look"),
+        *("\0", "\ufeff", "\t", "\r", "\n", " ", "  ", "-", ":", "{", "}", "[", "]", "'", '"', "|", ">", "#"),
+        *("- ", "? ", "&a ", "*a", "!!x ", "<<: *a", "%TAG ! !", "---\n", "null", "~", "yes", "0x1f", "1e999", ".inf"),
+        *("\\ud800", "nodes:", "id: start", "{id: start}", "type: fanout", "target_nodes: [ask]", "on_error: look"),
         *("[" * 70, "é", "😀", "\u2028", "\x85", "\x1b[2J", '"\\e[2J": 1'),
     ]
 )
@@ -672,12 +672,8 @@ def test_the_same_values_are_judged_the_same_as_json_as_yaml_and_as_values(value
     assert found(built) == found(judged(yaml.safe_dump(value, sort_keys=False, width=10_000)))
 
 
-@given(changed_graphs())
-def test_a_graph_without_warnings_has_a_way_on_from_everywhere_to_an_exit(value):
-    try:
-        graph = build_graph(value)
-    except GraphConfigError:
-        return
+@given(graphs())
+def test_from_everywhere_the_token_can_be_a_way_leads_on_to_an_exit(graph):
     for node_id in graph.shape.visitable:
         node = graph.nodes[node_id]
         assert (node.type is NodeType.EXIT) is (graph.ways(node_id) == ())
@@ -692,7 +688,7 @@ def test_what_is_no_mapping_is_no_graph(value):
 
 
 def test_an_empty_file_is_no_graph():
-    assert [("not_a_graph", "", None, None)] == errors_of("") == errors_of(b"")
+    assert [("not_a_graph", "", 1, 1)] == errors_of("") == errors_of(b"")
     assert "an empty document" in refusal_of("").problems[0].message
 
 

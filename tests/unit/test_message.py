@@ -62,25 +62,24 @@ def containers(value: Any) -> dict[int, Any]:
 
 @given(messages())
 def test_a_message_equals_itself_after_a_trip_through_json(sent):
-    assert sent == Message.from_json(sent.to_json())
+    received = Message.from_json(sent.to_json())
+
+    assert sent == received
+    assert sent.to_json() == received.to_json(), "1, 1.0 and true are equal in Python, and different values"
 
 
-@given(payloads())
-def test_json_brings_back_the_very_types_so_that_1_stays_no_float(payload):
-    assert payload.to_json() == MessagePayload.from_json(payload.to_json()).to_json()
-
-
-@given(messages())
-def test_json_is_one_line_with_sorted_keys(sent):
-    text = sent.to_json()
+@given(json_objects())
+def test_json_is_one_line_with_sorted_keys_so_that_equal_values_give_equal_text(value):
+    text = MessagePayload(structured=value).to_json()
 
     assert "\n" not in text
+    assert text == MessagePayload(structured=dict(reversed(value.items()))).to_json()
     assert text == json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False)
 
 
-@given(st.lists(messages(), max_size=2), st.booleans(), json_objects())
-def test_a_node_result_equals_itself_after_a_trip_through_json(sent, success, metadata):
-    result = NodeResult(success=success, output_messages=sent, next_nodes=["n"], metadata=metadata, latency_ms=0.5)
+def test_a_node_result_equals_itself_after_a_trip_through_json():
+    sent = [message(), message(RICH, metadata=MessageMetadata(tokens_in=1, latency_ms=0.5))]
+    result = NodeResult(success=False, output_messages=sent, next_nodes=["n"], error=RICH.error, metadata={"a": [1]})
 
     assert result == NodeResult.from_json(result.to_json())
 
@@ -127,12 +126,12 @@ def test_any_text_is_a_message_or_a_validation_error(text):
         Message.from_json(text)
 
 
-@given(messages(), st.data())
-def test_a_torn_message_is_a_validation_error(sent, data):
-    text = sent.to_json()
+@given(st.floats(0, 1, exclude_max=True))
+def test_a_torn_message_is_a_validation_error(part):
+    text = message(RICH).to_json()
 
     with pytest.raises(ValidationError):
-        Message.from_json(text[: data.draw(st.integers(0, len(text) - 1))])
+        Message.from_json(text[: int(part * len(text))])
 
 
 # --- sharing nothing -------------------------------------------------------------------------------------
@@ -160,12 +159,11 @@ def test_two_messages_built_from_one_payload_share_nothing():
     assert set() == containers(message(RICH)).keys() & containers(message(RICH)).keys()
 
 
-@given(payloads())
-def test_replacing_nothing_gives_an_equal_payload_that_shares_nothing(payload):
-    copy = payload.replace()
+def test_replacing_nothing_gives_an_equal_payload_that_shares_nothing():
+    copy = RICH.replace()
 
-    assert payload == copy
-    assert set() == containers(payload).keys() & containers(copy).keys()
+    assert RICH == copy
+    assert set() == containers(RICH).keys() & containers(copy).keys()
 
 
 def test_replacing_a_field_keeps_the_others_and_the_unknown_keys():

@@ -108,11 +108,14 @@ def _told_by_reference(outcome: reference.Outcome) -> Told:
         "error node": outcome.error_node,
         "payload": _comparable(outcome.payload),
         "path": list(outcome.visits),
-        "steps": outcome.steps,
         "elapsed_ns": outcome.elapsed_ns,
     }
-    # Where a limit cut off several branches at one moment, how far each had come is open.
-    return {**told, "attempts": outcome.attempts, "tokens": outcome.tokens} if outcome.exact_attempts else told
+    # Where several branches were cut off at one moment, how far each had come is open.
+    if outcome.exact_steps:
+        told["steps"] = outcome.steps
+    if outcome.exact_attempts:
+        told |= {"attempts": outcome.attempts, "tokens": outcome.tokens}
+    return told
 
 
 def _comparable(payload: MessagePayload) -> dict[str, Any]:

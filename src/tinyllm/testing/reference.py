@@ -1,23 +1,15 @@
 """The specification as a program: what a run of a graph may end with, given what its model calls give.
 
-Nothing here waits, and nothing here knows the engine. A *script* says how long each model call takes and
-what it gives; the rest takes no time. A step is interpreted from its start to its end at once, and leaves a
-*story*: what began and ended when. Steps that run side by side are interpreted one after another, each with
-its own start, and their stories lie side by side. Three things can then cut a story short:
+Nothing here waits, and nothing here knows the engine. A *script* says how long each model call takes and what it
+gives; the rest takes no time. A step is interpreted from its start to its end at once and leaves a *story*: what
+began and ended when. Targets of a fanout are interpreted one after another, each as if it were alone, and their
+stories are put together. Three things cut stories short: a deadline, known beforehand, so that nothing is
+interpreted beyond it (`until_ns`); the first failure under `fail_fast`; and the first step over `max_steps`.
 
-- a deadline: it is known beforehand, so work is simply not interpreted beyond it (`until_ns`); what ends, or
-  would begin, at the very moment of a deadline does not happen;
-- `fail_fast`: the siblings' stories are cut at the moment of the first failure;
-- `max_steps`: the steps of a story are counted in the order of time; the first one too many ends the run.
-
-The last two can strike while something else happens at the same moment. The specification leaves open how
-much of that moment is over by then, so each of these cuts has several results. Attempts and tokens decide
-nothing later and are carried as a set of possible sums; what does decide something is a choice, and every
-choice is followed.
-
-What these choices take for settled: a step and its first attempt begin together; targets that a fanout can
-start at its own start all begin before anything else happens; of targets that fail at one moment the first
-in order is told, even if work had to begin at that moment for it to fail.
+The last two can strike while something else happens at the same moment, which may or may not be over then. Such
+events stay in the story as uncertain ones, and the outcome says which of its counts they make inexact. What
+decides how the run goes on is a choice, and every choice is followed: which of several failures of one moment is
+told (with those after it in `details.failures`), and what a model says if the number of earlier calls is open.
 """
 
 from __future__ import annotations
@@ -25,9 +17,9 @@ from __future__ import annotations
 import random
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from tinyllm import expressions
@@ -47,16 +39,12 @@ from tinyllm.message import ErrorInfo, MessagePayload
 
 __all__ = ["Call", "Outcome", "Reply", "Script", "TooManyOutcomesError", "interpret"]
 
-MS = 1_000_000
-"""Nanoseconds of a millisecond."""
-
-WORLDS_MAX = 256
-"""Sequences of choices that are followed in one run."""
-
-SUMS_MAX = 32
-"""Possible sums of attempts and tokens that are kept apart; more become one that is not exact."""
-
 T = TypeVar("T")
+
+NS_PER_MS = 1_000_000
+WORLDS_MAX = 256  #: Sequences of choices that are followed in one run.
+#: A name, or a name and a key, in a template; none if the braces are doubled, which makes them text.
+_HOLE = re.compile(r"\{\{[^\W\d]\w*(?:\.\w+)?\}\}|\{([^\W\d]\w*)(?:\.(\w+))?\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +53,7 @@ class Call:
 
     `branch` is the path of the calling step without its first component: "" for a visited node, ".2" for the
     second target of a fanout, ".2.1" for the first one inside it. `number` is how many calls this node made
-    before on this branch, over all visits, attempts and fallbacks of the run: 0 for the first. `at_ns` counts
-    from the run's start.
+    before on this branch, over all visits, attempts and fallbacks of the run. `at_ns` counts from its start.
     """
 
     node_id: str
@@ -78,10 +65,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What the script gives: `text` after `duration_ns`, or, if `text` is None, a MODEL_ERROR then.
-
-    `recoverable` and `retry_after_s` concern failures only.
-    """
+    """What the script gives after `duration_ns`: `text`, or, if that is None, a MODEL_ERROR of the last two fields."""
 
     duration_ns: int
     text: str | None
@@ -99,8 +83,8 @@ class Outcome:
     """How a run may end. An error inside the payload has an empty `message`.
 
     `visits` are the nodes the token visited, in order; `steps` and `attempts` are those that began, wrapped
-    ones too. `attempts` and `tokens` say nothing if `exact_attempts` is False: then the moment at which work
-    was cut off left too many sums possible.
+    ones too. Where a cut met other things of the same moment, counts are open: unless `exact_attempts`,
+    `attempts` and `tokens` say nothing, and unless `exact_steps`, `steps` does not.
     """
 
     status: str
@@ -113,10 +97,11 @@ class Outcome:
     tokens: int
     elapsed_ns: int
     exact_attempts: bool = True
+    exact_steps: bool = True
 
 
 class TooManyOutcomesError(TinyLLMError):
-    """More than `WORLDS_MAX` sequences of choices: too much happens at one moment to follow all orders."""
+    """Too much happens at one moment: over `WORLDS_MAX` choices, or `max_steps` hangs on steps that are open."""
 
 
 def interpret(
@@ -131,322 +116,76 @@ def interpret(
 ) -> tuple[Outcome, ...]:
     """Every outcome that the specification allows, each once; one unless things of one moment meet.
 
-    `script` must be pure: it may be asked for the same call more than once.
-
-    Raises:
-        UsageError: `entry` is no entry point of the graph.
-        TooManyOutcomesError: there are too many orders to follow.
+    `script` must be pure: it may be asked for the same call more than once. Raises UsageError if `entry` is no
+    entry point of the graph, TooManyOutcomesError if not every outcome can be told.
     """
     if entry is not None and entry not in graph.definition.entry_points:
         raise UsageError(f"{entry!r} is no entry point; there are {', '.join(graph.definition.entry_points)}")
     outcomes: list[Outcome] = []
-    for choices in _every_choice():
-        world = _World(graph, config, script, seed, variables or {}, choices)
-        outcomes += [found for found in world.run(payload, entry or graph.entry) if found not in outcomes]
+    worlds: list[list[int]] = [[]]
+    for laid_down in worlds:
+        world = _World(graph, config, script, seed, variables or {}, laid_down, steps_left=config.max_steps)
+        outcome = world.run(payload, entry or graph.entry)
+        outcomes += [outcome] if outcome not in outcomes else []
+        worlds += world.untaken
+        if len(worlds) > WORLDS_MAX:
+            raise TooManyOutcomesError(f"more than {WORLDS_MAX} orders of what happens at one moment")
     return tuple(outcomes)
 
 
-# --- choices -------------------------------------------------------------------------------------------
-
-
-class _Choices:
-    """Takes the options that `taken` numbers, then first ones, and remembers how many there were."""
-
-    def __init__(self, taken: Sequence[int]) -> None:
-        self.taken = list(taken)
-        self.counts: list[int] = []
-
-    def pick(self, options: Sequence[T]) -> T:
-        if len(self.counts) == len(self.taken):
-            self.taken.append(0)
-        option = options[self.taken[len(self.counts)]]
-        self.counts.append(len(options))
-        return option
-
-
-def _every_choice() -> Iterator[_Choices]:
-    """One `_Choices` per sequence of choices; each must be used up before the next is asked for."""
-    taken: list[int] = []
-    for _ in range(WORLDS_MAX):
-        choices = _Choices(taken)
-        yield choices
-        following = _following(choices)
-        if following is None:
-            return
-        taken = following
-    raise TooManyOutcomesError(f"more than {WORLDS_MAX} orders of what happens at one moment")
-
-
-def _following(choices: _Choices) -> list[int] | None:
-    """The next sequence in counting order; None after the last."""
-    for place in reversed(range(len(choices.counts))):
-        if choices.taken[place] + 1 < choices.counts[place]:
-            return [*choices.taken[:place], choices.taken[place] + 1]
-    return None
-
-
-# --- stories -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class _Tally:
-    """What is counted."""
-
-    steps: int = 0
-    attempts: int = 0
-    tokens: int = 0
-    exact: bool = True
-
-    def __add__(self, other: _Tally) -> _Tally:
-        exact = self.exact and other.exact
-        return _Tally(self.steps + other.steps, self.attempts + other.attempts, self.tokens + other.tokens, exact)
-
-
-_NOTHING = _Tally()
-_Caller: TypeAlias = tuple[str, str]
-"""A node and the branch on which it calls."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Event:
-    """Something began or ended at `at_ns`.
-
-    `tallies` are the possible sums, all with the same steps; `calls` how many calls who may have begun. Only
-    what a cut left of a moment (`is_rest`) has more than one of either, or more than one step.
-    """
-
-    at_ns: int
-    tallies: frozenset[_Tally] = frozenset({_NOTHING})
-    calls: tuple[tuple[_Caller, frozenset[int]], ...] = ()
-    is_rest: bool = False
-
-    @property
-    def steps(self) -> int:
-        return next(iter(self.tallies)).steps
-
-
-@dataclass(frozen=True, slots=True)
-class _Lane:
-    """One target of a fanout that started. `frees` is False if no other target may follow it."""
-
-    story: _Story
-    end_ns: int
-    frees: bool
-
-    @property
-    def start_ns(self) -> int:
-        first = self.story[0]
-        return first.at_ns
-
-
-@dataclass(frozen=True, slots=True)
-class _Fan:
-    """Targets that ran side by side from `at_ns` on, `slots` at a time, in the order of their starts."""
-
-    at_ns: int
-    slots: int
-    lanes: tuple[_Lane, ...]
-
-
-_Story: TypeAlias = "tuple[_Event | _Fan, ...]"
-
-
-def _step_began(at_ns: int) -> _Event:
-    return _Event(at_ns, frozenset({_Tally(steps=1, attempts=1)}))
-
-
-def _attempt_began(at_ns: int) -> _Event:
-    return _Event(at_ns, frozenset({_Tally(attempts=1)}))
-
-
-def _call_began(at_ns: int, caller: _Caller) -> _Event:
-    return _Event(at_ns, calls=((caller, frozenset({1})),))
-
-
-def _call_ended(at_ns: int, tokens: int = 0) -> _Event:
-    return _Event(at_ns, frozenset({_Tally(tokens=tokens)}))
-
-
-def _events(story: _Story) -> Iterator[_Event]:
-    for item in story:
-        if isinstance(item, _Event):
-            yield item
-        else:
-            for lane in item.lanes:
-                yield from _events(lane.story)
-
-
-def _steps(story: _Story) -> int:
-    return sum(event.steps for event in _events(story))
-
-
-def _before(story: _Story, at_ns: int) -> _Story:
-    """What happened earlier than `at_ns`."""
-    kept: list[_Event | _Fan] = []
-    for item in story:
-        if item.at_ns >= at_ns:
-            break
-        kept.append(item if isinstance(item, _Event) else replace(item, lanes=_lanes_before(item, at_ns)))
-    return tuple(kept)
-
-
-def _lanes_before(fan: _Fan, at_ns: int) -> tuple[_Lane, ...]:
-    return tuple(
-        replace(lane, story=_before(lane.story, at_ns), end_ns=min(lane.end_ns, at_ns))
-        for lane in fan.lanes
-        if lane.start_ns < at_ns
-    )
-
-
-def _sums(story: _Story) -> frozenset[_Tally]:
-    """Every sum that the story's events may have."""
-    sums = frozenset({_NOTHING})
-    for event in _events(story):
-        sums = _added(sums, event.tallies)
-    return sums
-
-
-def _added(ones: Iterable[_Tally], others: Iterable[_Tally]) -> frozenset[_Tally]:
-    others = tuple(others)
-    return _few(frozenset(one + other for one in ones for other in others))
-
-
-def _few(sums: frozenset[_Tally]) -> frozenset[_Tally]:
-    """The same sums, or, if they are too many, one that is not exact."""
-    return sums if len(sums) <= SUMS_MAX else frozenset({replace(max(sums), exact=False)})
-
-
-# --- cuts: how much of a moment may be over when something cuts it off ---------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """One way to cut a story within a moment: `tally` sums what of that moment has happened.
-
-    `is_done`: the story is over, all of it has happened. `step_is_next`: one of its steps could begin now.
-    `freed` counts the targets of the fanout at hand whose slots are free again.
-    """
-
-    tally: _Tally = _NOTHING
-    is_done: bool = False
-    step_is_next: bool = False
-    freed: int = 0
-
-
-def _cuts(story: _Story, at_ns: int) -> set[_Cut]:
-    """Every way to cut `story` within the moment `at_ns`; causes come before their effects."""
-    found: set[_Cut] = set()
-    complete = frozenset({_NOTHING})
-    for item in story:
-        cuts = _event_cuts(item, at_ns) if isinstance(item, _Event) else _fan_cuts(item, at_ns)
-        partial = [cut for cut in cuts if not cut.is_done]
-        found |= {replace(cut, tally=sum_ + cut.tally) for sum_ in complete for cut in partial}
-        complete = _added(complete, [cut.tally for cut in cuts if cut.is_done])
-    return _few_cuts(found | {_Cut(sum_, is_done=True) for sum_ in complete})
-
-
-def _event_cuts(event: _Event, at_ns: int) -> set[_Cut]:
-    if event.at_ns < at_ns:
-        return {_Cut(is_done=True)}
-    if event.at_ns > at_ns:
-        return {_Cut()}
-    return {_Cut(step_is_next=event.steps > 0), *(_Cut(tally, is_done=True) for tally in event.tallies)}
-
-
-def _fan_cuts(fan: _Fan, at_ns: int, told: int = -1) -> set[_Cut]:
-    """The cuts of a fanout; with `told`, only those in which this target has ended."""
-    found = _half_started(fan) if fan.at_ns == at_ns and told < 0 else set()
-    running = {_Cut(is_done=True)}
-    for index, lane in enumerate(fan.lanes):
-        waiting = {cut for cut in running if not _may_start(fan, index, cut.freed, at_ns)}
-        options = _lane_cuts(lane, at_ns)
-        if lane.start_ns == at_ns:
-            options = {option for option in options if option.tally.steps}
-        if index == told:
-            options = {option for option in options if option.is_done}
-        elif index > told:
-            found |= {replace(cut, is_done=False) for cut in waiting}
-            if lane.start_ns == at_ns and index >= fan.slots:
-                found |= {replace(cut, is_done=False, step_is_next=True) for cut in running - waiting}
-        running = _few_cuts(_side_by_side(cut, option) for cut in running - waiting for option in options)
-    return {replace(cut, freed=0) for cut in found | running}
-
-
-def _may_start(fan: _Fan, index: int, freed: int, at_ns: int) -> bool:
-    start_ns = fan.lanes[index].start_ns
-    return start_ns < at_ns or (start_ns == at_ns and index - freed < fan.slots)
-
-
-def _half_started(fan: _Fan) -> set[_Cut]:
-    """Some of the first targets have begun, in order; nothing else happens before all of them have."""
-    first = min(fan.slots, len(fan.lanes))
-    return {_Cut(_Tally(steps=count, attempts=count), step_is_next=True) for count in range(first)}
-
-
-def _lane_cuts(lane: _Lane, at_ns: int) -> set[_Cut]:
-    """The cuts of one target; done only if its step has ended by `at_ns`."""
-    cuts = _cuts(lane.story, at_ns)
-    if lane.end_ns > at_ns:
-        return {replace(cut, is_done=False) for cut in cuts}
-    return {replace(cut, freed=int(cut.is_done and lane.frees)) for cut in cuts}
-
-
-def _side_by_side(one: _Cut, other: _Cut) -> _Cut:
-    return _Cut(
-        one.tally + other.tally,
-        one.is_done and other.is_done,
-        one.step_is_next or other.step_is_next,
-        one.freed + other.freed,
-    )
-
-
-def _few_cuts(cuts: Iterable[_Cut]) -> set[_Cut]:
-    """The same cuts, with the sums thinned out where they are too many."""
-    groups: dict[_Cut, set[_Tally]] = {}
-    for cut in cuts:
-        groups.setdefault(replace(cut, tally=_Tally(steps=cut.tally.steps)), set()).add(cut.tally)
-    return {replace(group, tally=sum_) for group, sums in groups.items() for sum_ in _few(frozenset(sums))}
-
-
-# --- what is passed on ---------------------------------------------------------------------------------
+# --- values --------------------------------------------------------------------------------------------
+
+_Caller: TypeAlias = tuple[str, str]  #: A node and the branch on which it calls.
+_Way: TypeAlias = str | tuple[str, ErrorInfo | None]  #: The node to go to, or status and error to end with.
+_Story: TypeAlias = "tuple[_Event, ...]"
+_Lanes: TypeAlias = "Sequence[_Ran[_Token]]"  #: A fanout's targets that started; each story begins with its step.
 
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """The message at hand: its payload, and the fields of its metadata that were set."""
+    """The message at hand: its payload, the fields of its metadata that were set, and the way that was named."""
 
     payload: MessagePayload
     measured: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Put:
-    """What a step that succeeded puts out, and the way that it names."""
-
-    token: _Token
     way: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class _Job:
+    """Work on a node's behalf: from `at_ns` on, and over before `until_ns`."""
+
+    node: NodeDefinition
+    token: _Token
+    path: str
+    at_ns: int
+    until_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """A step or an attempt began, a call ended with `tokens`, or one of `caller` began, which counts nothing.
+
+    Unless `is_certain`, a cut left open whether it happened. Unless `is_ordered`, other things of its moment may
+    come before or after it, wherever they stand in the story.
+    """
+
+    at_ns: int
+    steps: int = 0
+    attempts: int = 0
+    tokens: int = 0
+    caller: _Caller | None = None
+    is_certain: bool = True
+    is_ordered: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class _Ran(Generic[T]):
-    """Something ended at `end_ns` with a result, failed, or (None) was still at work at its `until_ns`."""
+    """A job ended at `end_ns` with a result, with an error (or one of `others`), or was cut off there (None)."""
 
     end_ns: int
     result: T | ErrorInfo | None
     story: _Story = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _GoOn:
-    token: _Token
-    node_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    status: str
-    error: ErrorInfo | None
-    token: _Token
+    others: tuple[ErrorInfo, ...] = ()
 
 
 def _failure(code: ErrorCode, node_id: str, **details: Any) -> ErrorInfo:
@@ -456,379 +195,354 @@ def _failure(code: ErrorCode, node_id: str, **details: Any) -> ErrorInfo:
 # --- a run ---------------------------------------------------------------------------------------------
 
 
+@dataclass
 class _World:
-    """One run, with every choice taken."""
+    """One run, with every choice taken: as `laid_down`, then always the first option."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        config: ExecutorConfig,
-        script: Script,
-        seed: int,
-        variables: Mapping[str, Any],
-        choices: _Choices,
-    ) -> None:
-        self.graph = graph
-        self.config = config
-        self.script = script
-        self.seed = seed
-        self.variables = variables
-        self.choices = choices
-        self.visits: list[str] = []
-        self.steps_left = config.max_steps
-        self.sums = frozenset({_NOTHING})
-        self.absorbed: list[ErrorInfo] = []
-        #: How many calls each caller may have made: several numbers where a cut left that open.
-        self.numbers: dict[_Caller, frozenset[int]] = {}
+    graph: Graph
+    config: ExecutorConfig
+    script: Script
+    seed: int
+    variables: Mapping[str, Any]
+    laid_down: list[int]
+    steps_left: int
+    steps_open: int = 0  #: Steps that may have begun beside those that did.
+    taken: list[int] = field(default_factory=list)
+    untaken: list[list[int]] = field(default_factory=list)
+    visits: list[str] = field(default_factory=list)
+    story: list[_Event] = field(default_factory=list)
+    absorbed: list[ErrorInfo] = field(default_factory=list)
+    numbers: dict[_Caller, set[int]] = field(default_factory=dict)  #: How many calls each caller may have made.
 
-    def run(self, payload: MessagePayload, entry: str) -> list[Outcome]:
-        until_ns = self.config.timeout_ms * MS
-        token, node_id, at_ns = _Token(payload), entry, 0
-        while self.steps_left:
-            self.visits.append(node_id)
-            node = self.graph.nodes[node_id]
-            ran = self._step(node, token, str(len(self.visits)), at_ns, until_ns)
-            if _steps(ran.story) > self.steps_left:
-                at_ns = self._count_to_limit(ran.story)
+    def pick(self, options: Sequence[T]) -> T:
+        if len(self.taken) == len(self.laid_down):
+            self.untaken += [[*self.taken, index] for index in range(1, len(options))]
+            self.laid_down = [*self.taken, 0]
+        self.taken.append(self.laid_down[len(self.taken)])
+        return options[self.taken[-1]]
+
+    def run(self, payload: MessagePayload, entry: str) -> Outcome:
+        token, at_ns, way = _Token(payload), 0, entry
+        while self._limit_ns((_Event(at_ns, steps=1),)) is None:
+            self.visits.append(way)
+            node = self.graph.nodes[way]
+            ran = self._step(_Job(node, token, str(len(self.visits)), at_ns, self.config.timeout_ms * NS_PER_MS))
+            limit_ns = self._limit_ns(ran.story)
+            if limit_ns is not None:
+                self.story += _up_to_limit(ran.story, limit_ns, self.steps_left)
+                at_ns = limit_ns
                 break
+            self.story += ran.story
             self.steps_left -= _steps(ran.story)
-            self.sums = _added(self.sums, _sums(ran.story))
+            self.steps_open += sum(event.steps for event in ran.story if not event.is_certain)
             at_ns = ran.end_ns
-            if ran.result is None:
-                return self._outcomes("timed_out", _failure(ErrorCode.TIMEOUT, node_id), token, at_ns)
-            after = self._after(node, token, ran.result)
-            if isinstance(after, _End):
-                return self._outcomes(after.status, after.error, after.token, at_ns)
-            token, node_id = after.token, after.node_id
-        return self._outcomes("failed", _failure(ErrorCode.BOUNDS_EXCEEDED, node_id), token, at_ns)
+            token, next_way = self._after(node, token, ran.result)
+            if not isinstance(next_way, str):
+                return self._outcome(*next_way, token, at_ns)
+            way = next_way
+        self.steps_left = self.steps_open = 0
+        return self._outcome("failed", _failure(ErrorCode.BOUNDS_EXCEEDED, way), token, at_ns)
 
-    def _count_to_limit(self, story: _Story) -> int:
-        """Add what of `story` had happened when its first step too many would have begun; tell when."""
-        starts_ns = sorted(event.at_ns for event in _events(story) for _ in range(event.steps))
-        at_ns = starts_ns[self.steps_left]
-        earlier = _sums(_before(story, at_ns))
-        steps = self.steps_left - next(iter(earlier)).steps
-        now = {cut.tally for cut in _cuts(story, at_ns) if cut.step_is_next and cut.tally.steps == steps}
-        if any(event.is_rest and event.at_ns == at_ns for event in _events(story)):
-            # Two cuts within one moment: what the first one left of it cannot be cut again.
-            now = {_Tally(steps=steps, exact=False)}
-        self.sums = _added(self.sums, _added(earlier, now))
-        return at_ns
+    def _limit_ns(self, story: _Story) -> int | None:
+        """When the first step too many would begin; None if there is none in `story`."""
+        certain_ns = sorted(event.at_ns for event in story if event.steps and event.is_certain)
+        all_ns = sorted(event.at_ns for event in story if event.steps)
+        latest_ns = certain_ns[self.steps_left :][:1]
+        if all_ns[self.steps_left - self.steps_open :][:1] != latest_ns:
+            raise TooManyOutcomesError("steps that may or may not have begun decide when max_steps is reached")
+        return latest_ns[0] if latest_ns else None
 
-    def _outcomes(self, status: str, error: ErrorInfo | None, token: _Token, at_ns: int) -> list[Outcome]:
-        return [
-            Outcome(
-                status=status,
-                error_code=error.code.value if error else None,
-                error_node=error.node_id if error else None,
-                payload=token.payload,
-                visits=tuple(self.visits),
-                steps=tally.steps,
-                attempts=tally.attempts,
-                tokens=tally.tokens,
-                elapsed_ns=at_ns,
-                exact_attempts=tally.exact,
-            )
-            for tally in sorted(self.sums)
-        ]
+    def _outcome(self, status: str, error: ErrorInfo | None, token: _Token, at_ns: int) -> Outcome:
+        return Outcome(
+            status=status,
+            error_code=error.code.value if error else None,
+            error_node=error.node_id if error else None,
+            payload=token.payload,
+            visits=tuple(self.visits),
+            steps=self.config.max_steps - self.steps_left,
+            attempts=sum(event.attempts for event in self.story if event.is_certain),
+            tokens=sum(event.tokens for event in self.story if event.is_certain),
+            elapsed_ns=at_ns,
+            exact_attempts=all(event.is_certain for event in self.story if event.caller is None),
+            exact_steps=self.steps_open == 0,
+        )
 
-    # --- between two visits ----------------------------------------------------------------------------
-
-    def _after(self, node: NodeDefinition, received: _Token, result: _Put | ErrorInfo) -> _GoOn | _End:
+    def _after(self, node: NodeDefinition, received: _Token, result: _Token | ErrorInfo | None) -> tuple[_Token, _Way]:
+        """What the token carries on after its visit of `node`, and its way."""
+        if result is None:
+            return received, ("timed_out", _failure(ErrorCode.TIMEOUT, node.id))
         if isinstance(result, ErrorInfo):
             return self._after_failure(node, received, result)
         if isinstance(node.config, ExitConfig):
-            return self._after_exit(node, node.config, result.token)
-        if result.way is not None and result.way in self.graph.ways(node.id):
-            return _GoOn(result.token, result.way)
-        if result.way is not None:
-            return _End("failed", _failure(ErrorCode.ROUTING_ERROR, node.id), result.token)
-        return self._by_edge(node, result.token)
+            return result, self._exit(node.id, node.config.status)
+        if result.way is None:
+            return result, self._edge(node.id, result)
+        is_way = result.way in self.graph.ways(node.id)
+        return result, result.way if is_way else ("failed", _failure(ErrorCode.ROUTING_ERROR, node.id))
 
-    def _after_exit(self, node: NodeDefinition, config: ExitConfig, token: _Token) -> _End:
-        if config.status in ("failure", "error", "timeout"):
-            return _End("failed", _failure(ErrorCode.EXIT_FAILED, node.id), token)
-        first = self.absorbed[0] if self.absorbed else None
-        return _End("succeeded" if config.status == "success" and first is None else "degraded", first, token)
-
-    def _after_failure(self, node: NodeDefinition, received: _Token, error: ErrorInfo) -> _GoOn | _End:
-        policy = self.config.failure_policy
+    def _after_failure(self, node: NodeDefinition, received: _Token, error: ErrorInfo) -> tuple[_Token, _Way]:
+        policy, payload = self.config.failure_policy, received.payload
         if node.on_error is not None:
-            return _GoOn(_Token(received.payload.replace(error=error)), node.on_error)
+            return _Token(payload.replace(error=error)), node.on_error
         is_fatal = policy == "fail_fast" or isinstance(node.config, EntryConfig)
         if is_fatal or len(self.absorbed) == self.config.max_node_failures:
-            return _End("failed", error, received)
+            return received, ("failed", error)
         self.absorbed.append(error)
         if policy == "best_effort":
-            return _End("degraded", self.absorbed[0], received)
+            return received, ("degraded", self.absorbed[0])
         if policy == "fallback_simple":
-            metadata = {**received.payload.metadata, "fallback": True}
-            content = self.config.fallback_response
-            received = _Token(received.payload.replace(content=content, metadata=metadata))
-        return self._by_edge(node, received)
+            metadata = {**payload.metadata, "fallback": True}
+            received = _Token(payload.replace(content=self.config.fallback_response, metadata=metadata))
+        return received, self._edge(node.id, received)
 
-    def _by_edge(self, node: NodeDefinition, token: _Token) -> _GoOn | _End:
-        edges = self.graph.edges_from(node.id)
-        names = _names(token, self.variables)
-        holding = [edge for edge in edges if edge.condition is not None and _holds(edge.condition, names)]
-        plain = [edge for edge in edges if edge.condition is None]
-        for edge in (*holding, *plain):
-            return _GoOn(token, edge.to_node)
-        return _End("failed", _failure(ErrorCode.ROUTING_ERROR, node.id), token)
+    def _exit(self, node_id: str, status: str) -> _Way:
+        if status in ("failure", "error", "timeout"):
+            return "failed", _failure(ErrorCode.EXIT_FAILED, node_id)
+        first = self.absorbed[0] if self.absorbed else None
+        return "succeeded" if status == "success" and first is None else "degraded", first
 
-    # --- steps and attempts ----------------------------------------------------------------------------
+    def _edge(self, node_id: str, token: _Token) -> _Way:
+        names, edges = _names(token, self.variables), self.graph.edges_from(node_id)
+        holding = [edge.to_node for edge in edges if edge.condition is not None and _holds(edge.condition, names)]
+        plain = [edge.to_node for edge in edges if edge.condition is None]
+        return next(iter(holding + plain), ("failed", _failure(ErrorCode.ROUTING_ERROR, node_id)))
 
-    def _step(self, node: NodeDefinition, token: _Token, path: str, at_ns: int, until_ns: int) -> _Ran[_Put]:
-        """One execution of a node with its retries. `at_ns` is earlier than `until_ns`."""
-        story: list[_Event | _Fan] = [_step_began(at_ns)]
-        steps, retry = 1, 0
+    def _step(self, job: _Job) -> _Ran[_Token]:
+        """One execution of a node with its retries."""
+        config = job.node.config
+        limit_ms = None if isinstance(config, FanoutConfig) else config.timeout_ms
+        story: _Story = (_Event(job.at_ns, steps=1, attempts=1),)
+        retry = 0
         while True:
-            ran = self._attempt(node, token, path, at_ns, until_ns)
+            ran = _limited(self._attempt, job, limit_ms)
             story += ran.story
-            steps += _steps(ran.story)
-            error = ran.result
-            if not isinstance(error, ErrorInfo) or not error.recoverable or retry == node.config.retry_count:
-                return replace(ran, story=tuple(story))
+            if not isinstance(ran.result, ErrorInfo):
+                return replace(ran, story=story)
             retry += 1
-            at_ns = ran.end_ns + self._delay_ns(node, error, path, retry)
-            if at_ns >= until_ns or steps > self.steps_left:
-                # With so many steps the run is over before this one ends, so its end does not matter.
-                return _Ran(until_ns, None, tuple(story))
-            story.append(_attempt_began(at_ns))
+            error, delay_ns = self._told(job, (ran.result, *ran.others), retry)
+            if delay_ns is None:
+                return _Ran(ran.end_ns, error, story)
+            job = replace(job, at_ns=ran.end_ns + delay_ns)
+            # With a step too many the run is over before this one ends, so its end does not matter.
+            if job.at_ns >= job.until_ns or _steps(story) > self.steps_left:
+                return _Ran(job.until_ns, None, story)
+            story += (_Event(job.at_ns, attempts=1),)
 
-    def _delay_ns(self, node: NodeDefinition, error: ErrorInfo, path: str, retry: int) -> int:
-        """How long to wait before retry number `retry`, from 1; rounded to whole nanoseconds."""
-        config = node.config
-        delay_ns = config.retry_delay_ms * MS
+    def _told(self, job: _Job, errors: Sequence[ErrorInfo], retry: int) -> tuple[ErrorInfo, int | None]:
+        """Which error an attempt ended with, and the delay before this retry. A choice only if it matters."""
+        delays_ns = [self._delay_ns(job, error, retry) for error in errors]
+        if None in delays_ns or len(set(delays_ns)) > 1:
+            return self.pick([*zip(errors, delays_ns, strict=True)])
+        return errors[0], delays_ns[0]
+
+    def _delay_ns(self, job: _Job, error: ErrorInfo, retry: int) -> int | None:
+        """How long to wait before retry number `retry`, from 1, in whole nanoseconds; None: no such retry."""
+        config = job.node.config
+        if not error.recoverable or retry > config.retry_count:
+            return None
+        delay_ms: float = config.retry_delay_ms
         if config.retry_backoff == "exponential":
-            generator = random.Random(f"{self.seed}:{path}")
+            generator = random.Random(f"{self.seed}:{job.path}")
             u = [generator.random() for _ in range(retry)][-1]
-            delay_ns = round(min(60_000, config.retry_delay_ms * 2 ** (retry - 1)) * (0.5 + u / 2) * MS)
+            delay_ms = min(60_000, config.retry_delay_ms * 2 ** (retry - 1)) * (0.5 + u / 2)
         retry_after_s: float = error.details.get("retry_after_s", 0)
-        return max(delay_ns, round(retry_after_s * 1_000 * MS))
+        return max(round(delay_ms * NS_PER_MS), round(retry_after_s * 1_000 * NS_PER_MS))
 
-    def _attempt(self, node: NodeDefinition, token: _Token, path: str, at_ns: int, until_ns: int) -> _Ran[_Put]:
-        config = node.config
-        if isinstance(config, FanoutConfig):
-            return self._fanout(node.id, config, token, path, at_ns, until_ns)
+    def _attempt(self, job: _Job) -> _Ran[_Token]:
+        payload = job.token.payload
+        match job.node.config:
+            case EntryConfig(required_fields=required):
+                is_complete = all(payload.fields().get(name) is not None for name in required)
+                put = _Token(payload.replace(error=None))
+                return _Ran(job.at_ns, put if is_complete else _failure(ErrorCode.VALIDATION_ERROR, job.node.id))
+            case ExitConfig(status=status, message=message):
+                metadata = {**payload.metadata, "exit_status": status, "exit_message": message}
+                return _Ran(job.at_ns, _Token(payload.replace(error=None, metadata=metadata)))
+            case ModelConfig() as config:
+                return self._model(job, config)
+            case GateConfig() as config:
+                return self._gate(job, config)
+        assert isinstance(job.node.config, FanoutConfig)
+        return self._fanout(job, job.node.config)
 
-        def work(until_ns: int) -> _Ran[_Put]:
-            match config:
-                case EntryConfig():
-                    return _Ran(at_ns, _entered(node.id, config, token))
-                case ExitConfig():
-                    return _Ran(at_ns, _exited(config, token))
-                case ModelConfig():
-                    return self._model(node.id, config, token, path, at_ns, until_ns)
-                case GateConfig():
-                    return self._gate(node.id, config, token, path, at_ns, until_ns)
-            raise AssertionError(f"no meaning for {type(config).__name__}")
-
-        return _limited(work, config.timeout_ms, node.id, at_ns, until_ns)
-
-    # --- models and gates ------------------------------------------------------------------------------
-
-    def _ask(self, node_id: str, path: str, model: str, at_ns: int, until_ns: int) -> _Ran[Reply]:
-        """One model call; its answer has a text."""
-        caller = (node_id, _branch(path))
-        reply = self._reply(caller, model, at_ns)
-        began, end_ns = _call_began(at_ns, caller), at_ns + reply.duration_ns
-        if end_ns >= until_ns:
-            return _Ran(until_ns, None, (began,))
-        if reply.text is not None:
-            return _Ran(end_ns, reply, (began, _call_ended(end_ns, reply.tokens_in + reply.tokens_out)))
-        details = {} if reply.retry_after_s is None else {"retry_after_s": reply.retry_after_s}
-        error = _failure(ErrorCode.MODEL_ERROR, node_id, **details)
-        error = error.model_copy(update={"recoverable": reply.recoverable})
-        return _Ran(end_ns, error, (began, _call_ended(end_ns)))
-
-    def _reply(self, caller: _Caller, model: str, at_ns: int) -> Reply:
-        """What the script gives. A choice if the call's number is open and makes a difference."""
-        node_id, branch = caller
+    def _ask(self, job: _Job, model: str) -> _Ran[Reply]:
+        """One model call; its answer has a text. A choice if its number is open and makes a difference."""
+        _, dot, branch = job.path.partition(".")
+        caller = (job.node.id, dot + branch)
         replies: dict[Reply, set[int]] = {}
         for number in sorted(self.numbers.get(caller, {0})):
-            call = Call(node_id=node_id, branch=branch, number=number, model=model, at_ns=at_ns)
-            replies.setdefault(self.script(call), set()).add(number)
-        reply = self.choices.pick([*replies])
-        self.numbers[caller] = frozenset(number + 1 for number in replies[reply])
-        return reply
+            call = Call(node_id=caller[0], branch=caller[1], number=number, model=model, at_ns=job.at_ns)
+            replies.setdefault(self.script(call), set()).add(number + 1)
+        reply = self.pick([*replies])
+        self.numbers[caller] = replies[reply]
+        began, end_ns = _Event(job.at_ns, caller=caller), job.at_ns + reply.duration_ns
+        if end_ns >= job.until_ns:
+            return _Ran(job.until_ns, None, (began,))
+        if reply.text is not None:
+            return _Ran(end_ns, reply, (began, _Event(end_ns, tokens=reply.tokens_in + reply.tokens_out)))
+        details = {} if reply.retry_after_s is None else {"retry_after_s": reply.retry_after_s}
+        error = _failure(ErrorCode.MODEL_ERROR, job.node.id, **details)
+        return _Ran(end_ns, error.model_copy(update={"recoverable": reply.recoverable}), (began,))
 
-    def _model(
-        self, node_id: str, config: ModelConfig, token: _Token, path: str, at_ns: int, until_ns: int
-    ) -> _Ran[_Put]:
-        if not _has_prompt(config.prompt_template, token, self.variables, system=config.system_prompt):
-            return _Ran(at_ns, _failure(ErrorCode.VALIDATION_ERROR, node_id))
+    def _model(self, job: _Job, config: ModelConfig) -> _Ran[_Token]:
+        if not _has_prompt(config.prompt_template, job.token, self.variables, system=config.system_prompt):
+            return _Ran(job.at_ns, _failure(ErrorCode.VALIDATION_ERROR, job.node.id))
         models = config.models()
         limit_ms = config.fallback_timeout_ms if len(models) > 1 else None
         story: _Story = ()
         for model in models:
-
-            def work(until_ns: int, model: str = model, at_ns: int = at_ns) -> _Ran[Reply]:
-                return self._ask(node_id, path, model, at_ns, until_ns)
-
-            asked = work(until_ns) if limit_ms is None else _limited(work, limit_ms, node_id, at_ns, until_ns)
+            asked = _limited(partial(self._ask, model=model), job, limit_ms)
             story += asked.story
-            at_ns = asked.end_ns
+            job = replace(job, at_ns=asked.end_ns)
             if not isinstance(asked.result, ErrorInfo):
                 break
-        put = _answered(token, model, asked.result) if isinstance(asked.result, Reply) else asked.result
-        return _Ran(at_ns, put, story)
+        reply = asked.result
+        if not isinstance(reply, Reply):
+            return _Ran(asked.end_ns, reply, story)
+        measured = {"model_used": model, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
+        return _Ran(asked.end_ns, _Token(job.token.payload.replace(error=None, content=reply.text), measured), story)
 
-    def _gate(
-        self, node_id: str, config: GateConfig, token: _Token, path: str, at_ns: int, until_ns: int
-    ) -> _Ran[_Put]:
-        names = _names(token, self.variables)
-        asks = config.mode != "expression" and bool(config.conditions)
-        if config.mode != "llm":
-            for condition in config.conditions:
-                if _holds(condition.expression, names):
-                    return _Ran(at_ns, _passed(node_id, config, token, condition))
-        if not asks:
-            return _Ran(at_ns, _passed(node_id, config, token, None))
-        if not _has_prompt(config.evaluation_prompt, token, self.variables):
-            return _Ran(at_ns, _failure(ErrorCode.VALIDATION_ERROR, node_id))
-        asked = self._ask(node_id, path, config.model, at_ns, until_ns)
-        if not isinstance(asked.result, Reply):
-            return _Ran(asked.end_ns, asked.result, asked.story)
-        meant = _meant(asked.result.text or "", config.conditions)
-        return _Ran(asked.end_ns, _passed(node_id, config, token, meant), asked.story)
+    def _gate(self, job: _Job, config: GateConfig) -> _Ran[_Token]:
+        end_ns = job.at_ns
+        story: _Story = ()
+        names = _names(job.token, self.variables)
+        holding = (it for it in config.conditions if config.mode != "llm" and _holds(it.expression, names))
+        condition = next(holding, None)
+        if condition is None and config.mode != "expression" and config.conditions:
+            if not _has_prompt(config.evaluation_prompt, job.token, self.variables):
+                return _Ran(end_ns, _failure(ErrorCode.VALIDATION_ERROR, job.node.id))
+            asked = self._ask(job, config.model)
+            if not isinstance(asked.result, Reply):
+                return _Ran(asked.end_ns, asked.result, asked.story)
+            condition = _meant(asked.result.text or "", config.conditions)
+            end_ns, story = asked.end_ns, asked.story
+        name, target = (condition.name, condition.target) if condition else ("default", config.default_target)
+        if target is None:
+            return _Ran(end_ns, _failure(ErrorCode.GATE_FAILED, job.node.id), story)
+        payload = job.token.payload.replace(error=None, matched_condition=name)
+        return _Ran(end_ns, _Token(payload, way=target), story)
 
-    # --- fanouts ---------------------------------------------------------------------------------------
-
-    def _fanout(
-        self, node_id: str, config: FanoutConfig, token: _Token, path: str, at_ns: int, until_ns: int
-    ) -> _Ran[_Put]:
-        """One attempt of a fanout: all its targets, side by side."""
+    def _fanout(self, job: _Job, config: FanoutConfig) -> _Ran[_Token]:
+        """One attempt of a fanout. Of several failures at the moment when the first one ends it, any may be told."""
         numbers = dict(self.numbers)
-        slots = _slots(config)
-        results, lanes = self._targets(config, token, path, at_ns, until_ns)
-        fan = _Fan(at_ns, slots, tuple(lanes))
-        failed = [index for index, result in enumerate(results) if isinstance(result, ErrorInfo)]
-        if failed and config.fail_fast:
-            first_ns = min(lanes[index].end_ns for index in failed)
-            told = [index for index in failed if lanes[index].end_ns == first_ns]
-            error = _passed_on([result for i in told if isinstance(result := results[i], ErrorInfo)])
-            return _Ran(first_ns, error, self._cut_short(fan, first_ns, told[0], numbers))
-        if None in results or len(results) < len(config.target_nodes):
-            return _Ran(until_ns, None, (fan,))
-        end_ns = max(lane.end_ns for lane in lanes)
-        return _Ran(end_ns, _voted(node_id, config, results), (fan,))
+        count = len(config.target_nodes)
+        slots = min(config.max_parallel_branches or count, count) if config.parallel else 1
+        lanes = self._lanes(job, config, slots)
+        failed = [lane for lane in lanes if config.fail_fast and isinstance(lane.result, ErrorInfo)]
+        end_ns = min((lane.end_ns for lane in failed), default=job.until_ns)
+        failed = [lane for lane in failed if lane.end_ns == end_ns]
+        story = _side_by_side(lanes, slots, end_ns, failed)
+        if failed:
+            self.numbers = _counted(numbers, story)
+            errors = [lane.result for lane in failed if isinstance(lane.result, ErrorInfo)]
+            told = [_passed_on(errors[i:]) for i, error in enumerate(errors) if error not in errors[:i]]
+            return _Ran(end_ns, told[0], story, tuple(told[1:]))
+        results = [lane.result for lane in lanes]
+        if None in results or len(results) < count:
+            return _Ran(end_ns, None, story)
+        return _Ran(max(lane.end_ns for lane in lanes), _voted(job.node.id, config, results), story)
 
-    def _targets(
-        self, config: FanoutConfig, token: _Token, path: str, at_ns: int, until_ns: int
-    ) -> tuple[list[_Put | ErrorInfo | None], list[_Lane]]:
-        """Interpret the targets that start before `until_ns`, each as if none disturbed another."""
-        free_ns = [at_ns] * _slots(config)
-        results: list[_Put | ErrorInfo | None] = []
-        lanes: list[_Lane] = []
+    def _lanes(self, job: _Job, config: FanoutConfig, slots: int) -> list[_Ran[_Token]]:
+        """The targets that start before `until_ns`, each as if none disturbed another."""
+        free_ns = [job.at_ns] * slots
+        lanes: list[_Ran[_Token]] = []
         for number, target in enumerate(config.target_nodes, start=1):
-            if not free_ns or min(free_ns) >= until_ns:
+            at_ns = min(free_ns, default=job.until_ns)
+            if at_ns >= job.until_ns:
                 break
-            start_ns = min(free_ns)
-            free_ns.remove(start_ns)
-            ran = self._target(config, target, token, f"{path}.{number}", start_ns, until_ns)
-            frees = isinstance(ran.result, _Put) or (ran.result is not None and not config.fail_fast)
-            if frees:
-                free_ns.append(ran.end_ns)
-            results.append(ran.result)
-            lanes.append(_Lane(ran.story, ran.end_ns, frees))
-        return results, lanes
-
-    def _target(
-        self, config: FanoutConfig, target: str, token: _Token, path: str, at_ns: int, until_ns: int
-    ) -> _Ran[_Put]:
-        child = _Token(token.payload)
-
-        def work(until_ns: int) -> _Ran[_Put]:
-            return self._step(self.graph.nodes[target], child, path, at_ns, until_ns)
-
-        return _limited(work, config.timeout_ms, target, at_ns, until_ns)
-
-    def _cut_short(self, fan: _Fan, at_ns: int, told: int, numbers: dict[_Caller, frozenset[int]]) -> _Story:
-        """The story of a fanout whose target `told` failed at `at_ns`, which cancelled the others.
-
-        `numbers` are those from before the fanout; calls that were not made after all no longer count.
-        """
-        sums = {cut.tally for cut in _fan_cuts(fan, at_ns, told)}
-        steps = self.choices.pick(sorted({tally.steps for tally in sums}))
-        earlier = (replace(fan, lanes=_lanes_before(fan, at_ns)),)
-        calls = _calls_at(fan, at_ns, told)
-        tallies = _few(frozenset(tally for tally in sums if tally.steps == steps))
-        now = _Event(at_ns, tallies, calls, is_rest=True)
-        for event in _events((*earlier, now)):
-            for caller, counts in event.calls:
-                known = numbers.get(caller, frozenset({0}))
-                numbers[caller] = frozenset(number + count for number in known for count in counts)
-        self.numbers = numbers
-        return (*earlier, now)
+            free_ns.remove(at_ns)
+            child = _Job(
+                self.graph.nodes[target], _Token(job.token.payload), f"{job.path}.{number}", at_ns, job.until_ns
+            )
+            lane = _limited(self._step, child, config.timeout_ms)
+            lanes.append(lane)
+            if isinstance(lane.result, _Token) or (lane.result is not None and not config.fail_fast):
+                free_ns.append(lane.end_ns)
+        return lanes
 
 
-def _limited(work: Callable[[int], _Ran[T]], limit_ms: int, node_id: str, at_ns: int, until_ns: int) -> _Ran[T]:
-    """`work` from `at_ns` on, for less than `limit_ms`: at that moment it is a TIMEOUT of `node_id`.
+# --- stories -------------------------------------------------------------------------------------------
 
-    `until_ns` is the outer deadline; it wins if it is not later.
+
+def _steps(story: Iterable[_Event]) -> int:
+    """The steps that began for certain."""
+    return sum(event.steps for event in story if event.is_certain)
+
+
+def _up_to_limit(story: _Story, at_ns: int, steps_left: int) -> _Story:
+    """What of `story` had happened when, at `at_ns`, the first step too many would have begun."""
+    earlier = tuple(event for event in story if event.at_ns < at_ns)
+    now = tuple(event for event in story if event.at_ns == at_ns and event.caller is None)
+    starts = [place for place, event in enumerate(now) if event.steps and event.is_certain]
+    too_many = starts[steps_left - _steps(earlier)]
+    # Of events that are all steps, as many count the same in any order.
+    if len(starts) == len(now) or all(event.is_ordered for event in now[: too_many + 1]):
+        return (*earlier, *now[:too_many])
+    return (*earlier, *(replace(event, is_certain=False) for event in now))
+
+
+def _side_by_side(lanes: _Lanes, slots: int, end_ns: int, failed: _Lanes) -> _Story:
+    """The story of a fanout up to `end_ns`, when these targets failed, if any.
+
+    `slots` targets begin with it, and do so before anything else of that moment. What happens as it ends is open
+    but for what led there: the only failure, and targets that ended then while nothing else happened.
     """
-    own_ns = at_ns + limit_ms * MS
-    ran = work(min(own_ns, until_ns))
-    if ran.result is None and own_ns < until_ns:
-        return _Ran(own_ns, _failure(ErrorCode.TIMEOUT, node_id), ran.story)
+    crowded = _crowded(lanes, slots)
+    story = [lane.story[0] for lane in lanes[:slots]]
+    for index, lane in enumerate(lanes):
+        led = [lane] == failed or (lane.end_ns == end_ns and end_ns not in crowded)
+        for event in lane.story[int(index < slots) :]:
+            if event.at_ns <= end_ns:
+                is_certain = event.is_certain and (led or event.at_ns < end_ns)
+                is_ordered = event.is_ordered and event.at_ns not in crowded
+                story.append(replace(event, is_certain=is_certain, is_ordered=is_ordered))
+    return tuple(story)
+
+
+def _crowded(lanes: _Lanes, slots: int) -> set[int]:
+    """When several targets do something, other than begin, and not each when the one before left it its slot."""
+    crowded: set[int] = set()
+    latest: dict[int, _Ran[_Token]] = {}
+    for index, lane in enumerate(lanes):
+        for at_ns in {lane.end_ns, *(event.at_ns for event in lane.story[1:] if event.caller is None)}:
+            before = latest.get(at_ns, lane)
+            if before is not lane and not (before.end_ns == at_ns == lane.story[0].at_ns and index >= slots):
+                crowded.add(at_ns)
+            latest[at_ns] = lane
+    return crowded
+
+
+def _counted(numbers: Mapping[_Caller, set[int]], story: _Story) -> dict[_Caller, set[int]]:
+    """How many calls each caller may have made after `story`; those of work that was cut off no longer count."""
+    counted = dict(numbers)
+    for event in story:
+        if event.caller is not None:
+            known = counted.get(event.caller, {0})
+            made = {number + 1 for number in known}
+            counted[event.caller] = made if event.is_certain else known | made
+    return counted
+
+
+def _limited(work: Callable[[_Job], _Ran[T]], job: _Job, limit_ms: int | None) -> _Ran[T]:
+    """`job` done in less than `limit_ms`: at that moment it is a TIMEOUT. An outer deadline wins if not later."""
+    own_ns = job.until_ns if limit_ms is None else job.at_ns + limit_ms * NS_PER_MS
+    ran = work(replace(job, until_ns=min(own_ns, job.until_ns)))
+    if ran.result is None and own_ns < job.until_ns:
+        return _Ran(own_ns, _failure(ErrorCode.TIMEOUT, job.node.id), ran.story)
     return ran
 
 
-def _branch(path: str) -> str:
-    _, dot, rest = path.partition(".")
-    return dot + rest
-
-
-# --- what single nodes do ------------------------------------------------------------------------------
-
-
-def _entered(node_id: str, config: EntryConfig, token: _Token) -> _Put | ErrorInfo:
-    fields = token.payload.fields()
-    if any(fields.get(name) is None for name in config.required_fields):
-        return _failure(ErrorCode.VALIDATION_ERROR, node_id)
-    return _Put(_Token(token.payload.replace(error=None)))
-
-
-def _exited(config: ExitConfig, token: _Token) -> _Put:
-    told = {"exit_status": config.status, "exit_message": config.message}
-    return _Put(_Token(token.payload.replace(error=None, metadata={**token.payload.metadata, **told})))
-
-
-def _answered(token: _Token, model: str, reply: Reply) -> _Put:
-    measured = {"model_used": model, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
-    return _Put(_Token(token.payload.replace(error=None, content=reply.text), measured))
-
-
-def _passed(node_id: str, config: GateConfig, token: _Token, condition: GateCondition | None) -> _Put | ErrorInfo:
-    """What a gate puts out when `condition` is its choice; None: no condition is."""
-    name, target = (condition.name, condition.target) if condition else ("default", config.default_target)
-    if target is None:
-        return _failure(ErrorCode.GATE_FAILED, node_id)
-    return _Put(_Token(token.payload.replace(error=None, matched_condition=name)), target)
-
-
-def _slots(config: FanoutConfig) -> int:
-    """How many targets may run at a time."""
-    count = len(config.target_nodes)
-    return min(config.max_parallel_branches or count, count) if config.parallel else 1
-
-
-def _voted(node_id: str, config: FanoutConfig, results: Sequence[_Put | ErrorInfo | None]) -> _Put | ErrorInfo:
+def _voted(node_id: str, config: FanoutConfig, results: Sequence[_Token | ErrorInfo | None]) -> _Token | ErrorInfo:
     """The majority's answer, or why there is none."""
-    errors = [result for result in results if isinstance(result, ErrorInfo)]
-    if errors and config.require_all_success:
-        return _passed_on(errors)
-    voters: dict[str, list[_Put]] = {}
+    voters: dict[str, list[_Token]] = {}
     for result in results:
-        if isinstance(result, _Put):
-            words = (result.token.payload.content or "").casefold().split()
+        if isinstance(result, _Token) and (words := (result.payload.content or "").casefold().split()):
             voters.setdefault(" ".join(words), []).append(result)
-    voters.pop("", None)
     # `max` takes the first of equals, and the answers stand in the order of their first voters.
     most = max(voters.values(), key=len, default=[])
-    if len(most) >= config.votes_needed:
-        return _Put(_Token(most[0].token.payload))
+    errors = [result for result in results if isinstance(result, ErrorInfo)]
+    if len(most) >= config.votes_needed and not (errors and config.require_all_success):
+        return _Token(most[0].payload)
     return _passed_on(errors) if errors else _failure(ErrorCode.GATE_FAILED, node_id, failures=[])
 
 
@@ -838,66 +552,30 @@ def _passed_on(errors: Sequence[ErrorInfo]) -> ErrorInfo:
     return errors[0].model_copy(update={"details": {**errors[0].details, "failures": failures}})
 
 
-def _calls_at(fan: _Fan, at_ns: int, told: int) -> tuple[tuple[_Caller, frozenset[int]], ...]:
-    """How many calls each caller may have begun at `at_ns`: all of `told`, any number of the others."""
-    found: dict[_Caller, frozenset[int]] = {}
-    for index, lane in enumerate(fan.lanes):
-        for event in _events(lane.story):
-            for caller, counts in event.calls if event.at_ns == at_ns else ():
-                options = counts if index == told else {0, *counts}
-                known = found.get(caller, frozenset({0}))
-                found[caller] = frozenset(one + other for one in known for other in options)
-    return tuple(found.items())
-
-
-# --- names, templates, answers -------------------------------------------------------------------------
-
-
 def _names(token: _Token, variables: Mapping[str, Any]) -> dict[str, Any]:
     """What conditions and templates can name on a message."""
     names = token.payload.model_dump(mode="json")
-    names["metadata"] = {**token.measured, **names["metadata"]}
-    names["variables"] = dict(variables)
-    return names
-
-
-_parsed = lru_cache(maxsize=1_024)(expressions.parse)
+    return {**names, "metadata": {**token.measured, **names["metadata"]}, "variables": dict(variables)}
 
 
 def _holds(condition: str, names: Mapping[str, Any]) -> bool:
     """Whether a condition is true; one that fails is not."""
     try:
-        return bool(_parsed(condition).evaluate(names))
+        return bool(expressions.parse(condition).evaluate(names))
     except ExpressionError:
         return False
 
 
-_NAME = r"[^\W\d]\w*"
-_HOLE = re.compile(rf"\{{\{{{_NAME}(?:\.\w+)?\}}\}}|\{{({_NAME})(?:\.(\w+))?\}}")
-
-
 def _has_prompt(template: str | None, token: _Token, variables: Mapping[str, Any], system: str | None = None) -> bool:
-    """Whether there is something to ask: every name of the templates has a value.
-
-    Without a template the content is asked, else the task. Scripts do not see prompts, so none is rendered.
-    """
-    if template is None:
-        payload = token.payload
-        has_text = payload.content is not None or payload.task is not None
-    else:
-        has_text = _is_filled(template, _names(token, variables))
-    return has_text and (system is None or _is_filled(system, _names(token, variables)))
-
-
-def _is_filled(template: str, names: Mapping[str, Any]) -> bool:
-    for hole in _HOLE.finditer(template):
-        name, key = hole.groups()
-        if name is None:
-            continue
+    """Whether all names of the templates have values; without a template, whether there is content or a task."""
+    if template is None and token.payload.content is None and token.payload.task is None:
+        return False
+    names = _names(token, variables)
+    for name, key in _HOLE.findall(f"{template or ''}\n{system or ''}"):
         value = names.get(name)
-        if key is not None:
+        if key:
             value = value.get(key) if isinstance(value, dict) else None
-        if value is None:
+        if name and value is None:
             return False
     return True
 
@@ -918,9 +596,4 @@ def _meant(answer: str, conditions: Sequence[GateCondition]) -> GateCondition | 
 
 def _bare(text: str) -> str:
     """`text` without outer white space and punctuation."""
-    kept = [index for index, char in enumerate(text) if not _is_outer(char)]
-    return text[kept[0] : kept[-1] + 1] if kept else ""
-
-
-def _is_outer(char: str) -> bool:
-    return char.isspace() or unicodedata.category(char)[0] in "PS"
+    return text.strip("".join(char for char in text if char.isspace() or unicodedata.category(char)[0] in "PS"))

@@ -344,6 +344,7 @@ def test_a_failed_gate_is_skipped_by_its_edges():
 
 FAILING = {"a": fails(), "b": fails()}
 TWO = {"a": model(), "b": model()}
+THREE = {**TWO, "c": model()}
 
 
 @pytest.mark.parametrize(
@@ -754,8 +755,87 @@ def test_fail_fast_ends_at_the_first_failure_and_cancels_the_rest():
     assert counts(outcome) == (5, 5, 2)
 
 
-def test_fail_fast_tells_the_first_in_order_of_those_that_fail_at_one_moment():
-    assert told(run(voting(*"abc", fail_fast=True), {"b": fails(5), "c": fails(5)}))[2] == "b"
+def nodes_told(outcomes):
+    return sorted(outcome.error_node for outcome in outcomes)
+
+
+def test_fail_fast_may_tell_any_of_those_that_fail_at_the_first_moment():
+    outcomes = every(voting(*"abcd", fail_fast=True), {"b": fails(5), "c": fails(5), "d": fails(6)})
+
+    assert nodes_told(outcomes) == ["b", "c"]
+    assert {(counts(outcome), outcome.elapsed_ns) for outcome in outcomes} == {((6, 6, 0), 5 * MS)}
+    assert all(outcome.exact_attempts and outcome.exact_steps for outcome in outcomes)
+
+
+def test_failures_of_one_moment_that_look_the_same_are_one_outcome():
+    ways = graph({"f": fanout("a", "a", fail_fast=True), "a": model()}, ["start f", "f end"])
+    assert run(ways, {"a": fails(5)}).error_node == "a"
+
+
+def test_which_of_the_failures_of_one_moment_is_told_decides_the_way_on():
+    judged = gate(("a", "error['node_id'] == 'a'", "c"), default_target="end")
+    ways = graph(
+        {"f": fanout("a", "b", fail_fast=True, on_error="g"), "g": judged, **THREE}, ["start f", "f end", "c end"]
+    )
+    outcomes = every(ways, {"a": fails(5), "b": fails(5)})
+
+    assert sorted(outcome.visits[3:] for outcome in outcomes) == [("c", "end"), ("end",)]
+
+
+def test_failures_of_one_moment_are_no_choice_while_they_are_retried_alike():
+    """Nine times two failures: which one is told matters only after the last attempt."""
+    ways = voting("a", "b", fail_fast=True, retry_count=8, retry_delay_ms=1)
+    outcomes = every(ways, {"a": fails(5), "b": fails(5)})
+
+    assert nodes_told(outcomes) == ["a", "b"]
+    assert {outcome.elapsed_ns for outcome in outcomes} == {53 * MS}
+
+
+def test_failures_of_one_moment_may_be_retried_or_not():
+    ways = voting("a", "b", fail_fast=True, retry_count=1, retry_delay_ms=1)
+    outcomes = every(ways, {"a": [fails(5, recoverable=False), says()], "b": [fails(5), says()]})
+
+    assert sorted((outcome.status, outcome.elapsed_ns) for outcome in outcomes) == [
+        ("failed", 5 * MS),
+        ("succeeded", 16 * MS),
+    ]
+
+
+def test_failures_of_one_moment_may_ask_for_different_delays():
+    ways = voting("a", "b", fail_fast=True, retry_count=1, retry_delay_ms=1)
+    outcomes = every(ways, {"a": [fails(5, retry_after_s=0.1), says()], "b": [fails(5), says()]})
+
+    assert sorted(outcome.elapsed_ns for outcome in outcomes) == [16 * MS, 115 * MS]
+
+
+def test_any_failure_of_the_first_moment_may_be_told_through_two_fanouts():
+    ways = graph(
+        {"f": fanout("a", "i", fail_fast=True), "i": fanout("b", "c", fail_fast=True), **THREE},
+        ["start f", "f end"],
+    )
+    outcomes = every(ways, {name: fails(5) for name in "abc"})
+
+    assert set(nodes_told(outcomes)) == {"a", "b", "c"}
+
+
+def test_a_target_that_fails_as_it_begins_may_be_told_though_another_one_failed_before_it():
+    """c begins at 5, when b leaves its slot, and has nothing to ask; a fails at 5."""
+    nodes = {"c": model(prompt_template="{nothing}")}
+    outcomes = every(
+        voting(*"abc", nodes=nodes, fail_fast=True, max_parallel_branches=2), {"a": fails(5), "b": says(ms=5)}
+    )
+
+    assert nodes_told(outcomes) == ["a", "c"]
+    assert not any(outcome.exact_steps for outcome in outcomes)
+
+
+def test_one_after_another_no_two_fail_at_one_moment():
+    outcome = run(
+        voting(*"abc", fail_fast=True, parallel=False), {"a": says(ms=0, tokens=1), "b": fails(0), "c": fails(0)}
+    )
+
+    assert (outcome.error_node, counts(outcome)) == ("b", (4, 4, 1))
+    assert outcome.exact_attempts
 
 
 def test_a_target_that_has_not_started_when_the_rest_is_cancelled_is_no_step():
@@ -763,18 +843,51 @@ def test_a_target_that_has_not_started_when_the_rest_is_cancelled_is_no_step():
     assert (outcome.steps, outcome.elapsed_ns) == (3, 5 * MS)
 
 
-def test_work_that_ends_as_the_rest_is_cancelled_may_count_or_not():
-    outcomes = every(voting(*"ab", fail_fast=True), {"a": fails(5), "b": says(ms=5, tokens=3)})
-
-    assert [counts(outcome) for outcome in outcomes] == [(4, 4, 0), (4, 4, 3)]
-    assert {outcome.error_node for outcome in outcomes} == {"a"}
+def exact(outcome):
+    return outcome.exact_steps, outcome.exact_attempts
 
 
-def test_a_target_that_could_start_as_the_rest_is_cancelled_may_be_a_step_or_not():
+def test_work_that_ends_as_the_rest_is_cancelled_makes_attempts_and_tokens_inexact():
+    outcome = run(voting(*"ab", fail_fast=True), {"a": fails(5), "b": says(ms=5, tokens=3)})
+
+    assert (outcome.error_node, outcome.steps, outcome.elapsed_ns) == ("a", 4, 5 * MS)
+    assert exact(outcome) == (True, False)
+
+
+def test_an_attempt_that_begins_as_the_rest_is_cancelled_makes_attempts_inexact():
+    retried = {"b": model(retry_count=1, retry_delay_ms=2)}
+    outcome = run(voting(*"ab", nodes=retried, fail_fast=True), {"a": fails(5), "b": [fails(3), says()]})
+
+    assert (outcome.steps, exact(outcome)) == (4, (True, False))
+
+
+def test_a_target_that_could_start_as_the_rest_is_cancelled_makes_steps_inexact():
     ways = voting(*"abc", fail_fast=True, max_parallel_branches=2)
-    outcomes = every(ways, {"a": fails(5), "b": says(ms=5)})
+    outcome = run(ways, {"a": fails(5), "b": says(ms=5)})
 
-    assert sorted(counts(outcome) for outcome in outcomes) == [(4, 4, 0), (5, 5, 0)]
+    assert (outcome.error_node, exact(outcome)) == ("a", (False, False))
+
+
+def test_what_ends_just_before_or_after_the_cut_leaves_nothing_open():
+    ways = voting(*"abc", fail_fast=True)
+    outcome = run(ways, {"a": fails(5), "b": says(ms=4, tokens=3), "c": says(ms=6, tokens=5)})
+
+    assert (counts(outcome), exact(outcome)) == ((5, 5, 3), (True, True))
+
+
+def test_a_target_that_begins_in_the_slot_of_another_and_fails_at_once_leaves_nothing_open():
+    nodes = {"c": model(prompt_template="{nothing}")}
+    ways = voting(*"abc", nodes=nodes, fail_fast=True, max_parallel_branches=2)
+    outcome = run(ways, {"a": says(ms=9), "b": says(ms=5, tokens=3)})
+
+    assert (outcome.error_node, counts(outcome), exact(outcome)) == ("c", (5, 5, 3), (True, True))
+
+
+def test_counts_stay_inexact_for_the_rest_of_the_run():
+    ways = graph({"f": fanout("a", "b", fail_fast=True, on_error="c"), **THREE}, ["start f", "f end", "c end"])
+    outcome = run(ways, {"a": fails(5), "b": says(ms=5, tokens=3)})
+
+    assert (outcome.status, outcome.steps, exact(outcome)) == ("succeeded", 6, (True, False))
 
 
 def test_calls_that_a_cancelled_target_did_not_make_are_not_numbered():
@@ -922,28 +1035,64 @@ def test_one_after_another_leaves_nothing_open_at_the_limit():
     assert counts(outcome) == (4, 4, 3)
 
 
-def test_of_two_that_end_as_the_limit_is_hit_at_least_one_has_ended():
+def test_two_that_end_as_the_limit_is_hit_make_attempts_and_tokens_inexact():
     ways = voting(*"abc", max_parallel_branches=2)
-    outcomes = every(ways, {"a": says(tokens=1), "b": says(tokens=2)}, max_steps=4)
+    outcome = run(ways, {"a": says(tokens=1), "b": says(tokens=2)}, max_steps=4)
 
-    assert [counts(outcome) for outcome in outcomes] == [(4, 4, 1), (4, 4, 2), (4, 4, 3)]
-
-
-def test_a_limit_and_a_failure_at_one_moment_can_both_end_the_run():
-    ways = voting(*"abc", fail_fast=True, max_parallel_branches=2)
-    outcomes = every(ways, {"a": fails(5), "b": says(ms=5)}, max_steps=4)
-
-    codes = {(outcome.error_code, outcome.exact_attempts) for outcome in outcomes}
-    assert codes == {("MODEL_ERROR", True), ("BOUNDS_EXCEEDED", False)}
+    assert (told(outcome), outcome.steps) == (("failed", "BOUNDS_EXCEEDED", "f"), 4)
+    assert (outcome.elapsed_ns, exact(outcome)) == (10 * MS, (True, False))
 
 
-def test_many_sums_at_one_moment_become_one_that_is_not_exact():
+def test_a_fanout_that_begins_in_the_slot_of_another_target_leaves_nothing_open_at_the_limit():
+    """Of the steps of the inner fanout, which begins at 10 when a ends, one more is allowed."""
+    ways = graph(
+        {"f": fanout("a", "b", "i", max_parallel_branches=2), "i": fanout("a", "c"), **THREE}, ["start f", "f end"]
+    )
+    outcome = run(ways, {"a": says(tokens=5), "b": says(ms=99)}, max_steps=6)
+
+    assert (counts(outcome), outcome.elapsed_ns, exact(outcome)) == ((6, 6, 5), 10 * MS, (True, True))
+
+
+def test_steps_that_begin_at_one_moment_in_any_order_count_the_same():
+    inner = {"i": fanout("a", "b"), "j": fanout("b", "a")}
+    ways = graph({"f": fanout("i", "j"), **inner, **TWO}, ["start f", "f end"])
+    outcome = run(ways, max_steps=7)
+
+    assert (counts(outcome), exact(outcome)) == ((7, 7, 0), (True, True))
+
+
+@pytest.mark.parametrize("steps", [4, 6])
+def test_open_steps_on_which_the_limit_hangs_are_refused(steps):
+    """c may begin at 5, as a fails; then there are three more, d and end after f."""
+    ways = graph(
+        {"f": fanout(*"abc", fail_fast=True, max_parallel_branches=2, on_error="d"), **THREE, "d": model()},
+        ["start f", "f end", "d end"],
+    )
+    replies = {"a": fails(5), "b": says(ms=5)}
+
+    with pytest.raises(TooManyOutcomesError, match="max_steps"):
+        every(ways, replies, max_steps=steps)
+
+
+@pytest.mark.parametrize(("steps", "code"), [(3, "BOUNDS_EXCEEDED"), (7, None)])
+def test_open_steps_on_which_no_limit_hangs_are_not_refused(steps, code):
+    ways = graph(
+        {"f": fanout(*"abc", fail_fast=True, max_parallel_branches=2, on_error="d"), **THREE, "d": model()},
+        ["start f", "f end", "d end"],
+    )
+    outcome = run(ways, {"a": fails(5), "b": says(ms=5)}, max_steps=steps)
+
+    assert outcome.error_code == code
+    assert exact(outcome) == ((True, True) if code else (False, False))
+
+
+def test_many_that_end_as_the_rest_is_cancelled_are_one_outcome():
     names = [f"a{number}" for number in range(10)]
     replies = {name: says(tokens=2**number) for number, name in enumerate(names)}
     outcome = run(voting(*names, "z", fail_fast=True), {**replies, "z": fails(10)})
 
     assert told(outcome) == ("failed", "MODEL_ERROR", "z")
-    assert (outcome.steps, outcome.exact_attempts) == (13, False)
+    assert (outcome.steps, exact(outcome)) == (13, (True, False))
 
 
 def test_retries_of_a_fanout_end_at_the_limit():
