@@ -407,9 +407,6 @@ class Reader:
             return model.model_validate(raw)
         except ValidationError as error:
             for detail in first_details(error, path, self.document):
-                if detail["type"] == "too_short" and detail["input"]:
-                    # Pydantic counts only the items that passed; the others are told one by one.
-                    continue
                 self.report((*path, *detail["loc"]), _problem_of(model, detail))
             return None
 
@@ -478,7 +475,10 @@ def first_details(error: ValidationError, path: PathKey, document: Document | No
     def place(detail: Any) -> Position:
         return (document and document.position((*path, *detail["loc"]))) or (0, 0)
 
-    return heapq.nsmallest(PROBLEMS_MAX, error.errors(include_url=False, include_context=False), place)
+    details = error.errors(include_url=False, include_context=False)
+    # "At least 1 item" counts only the items that passed; those that did not are told one by one.
+    told = (detail for detail in details if detail["type"] != "too_short" or not detail["input"])
+    return heapq.nsmallest(PROBLEMS_MAX, told, place)
 
 
 def _well_formed_points(value: Mapping[str, Any]) -> Points:

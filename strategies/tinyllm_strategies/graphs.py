@@ -62,7 +62,7 @@ _MODELS = st.sampled_from(
 )
 _FANOUTS = st.sampled_from(
     _combined(
-        quorum=(None, None, 1, 2),
+        quorum=(None, 1, None, 2, 1),
         parallel=(None, None, False),
         max_parallel_branches=(None, None, 1, 2),
         require_all_success=(None, True),
@@ -81,7 +81,7 @@ _MAYBE = st.integers(0, 2)
 _KINDS = st.sampled_from(("model", "fanout", "gate", "fanout"))
 _TARGET_KINDS = st.sampled_from((*["model"] * 6, "fanout", "gate"))
 _WIDTHS = st.sampled_from((3, 2, 1))
-_REQUIRED = st.sampled_from((*[()] * 6, ("content",), ("structured",)))
+_REQUIRED = st.sampled_from((*[()] * 10, ("content",), ("structured",)))
 _STATUSES = st.sampled_from((*["success"] * 3, *STATUSES))
 _CYCLES = st.sampled_from((False, False, True))
 

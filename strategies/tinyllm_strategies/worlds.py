@@ -32,7 +32,7 @@ SPEAKERS_MAX = 8
 
 _STARTS = st.sampled_from((0, 0, 5, 10, 1_000))
 _CONTEXTS = st.sampled_from((None, None, "", "some context"))
-_CANCELS = st.sampled_from((*[None] * 20, 0, 5, 10, 15, 1_000))
+_CANCELS = st.sampled_from((*[None] * 45, 0, 5, 10, 15, 1_000))
 _POLICIES: st.SearchStrategy[FailurePolicy] = st.sampled_from(get_args(FailurePolicy))
 _STORMY = st.sampled_from((False, True, True))
 _TIMED = st.sampled_from((False, False, False, True))
@@ -104,7 +104,7 @@ def scenarios(
 @st.composite
 def _storms(draw: st.DrawFn, cast: _Cast, config: ExecutorConfig, cancels: bool) -> Scenario:
     runs = tuple(draw(st.lists(run_plans(contents=cast.answers, cancels=cancels), min_size=1, max_size=RUNS_MAX)))
-    pool = draw(st.lists(cast.answers, min_size=2, max_size=ANSWERS_MAX))
+    pool = draw(st.lists(cast.answers, min_size=2, max_size=ANSWERS_MAX, unique=True))
     if draw(st.booleans()):
         # Spelled otherwise it is the same vote, and another payload.
         pool.append(f" {pool[0].upper()}\n")

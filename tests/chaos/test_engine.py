@@ -46,7 +46,7 @@ def test_a_seeded_defect_is_found_in_a_drawn_life(defect):
     """Shrinking is left out: finding is what is promised here, and the stories have tests of their own."""
 
     @seed(0)
-    @settings(max_examples=1_000, database=None, derandomize=False, phases=[Phase.generate])
+    @settings(max_examples=2_000, database=None, derandomize=False, phases=[Phase.generate])
     @given(lives(cancels=True))
     def hunted(life):
         check_life(life)

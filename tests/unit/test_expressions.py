@@ -415,7 +415,7 @@ def test_the_names_are_the_payload_as_json_and_the_variables():
     names = names_of(message(payload), {"seen": [1]})
 
     assert ("c", {"a": [1]}, "en", None) == (names["content"], names["structured"], names["lang"], names["task"])
-    assert {"code": "TIMEOUT", "message": "late", "details": {}, "recoverable": False, "node_id": "n"} == names["error"]
+    assert {"code": "TIMEOUT", "message": "late", "details": {}, "recoverable": True, "node_id": "n"} == names["error"]
     assert {"seen": [1]} == names["variables"]
     assert {*MessagePayload.model_fields, "lang", "variables"} == names.keys()
 

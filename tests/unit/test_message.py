@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from tinyllm.errors import ErrorCode
+from tinyllm.errors import RECOVERABLE, ErrorCode, ModelError, NodeError
 from tinyllm.message import (
     ErrorInfo,
     Message,
@@ -377,3 +377,32 @@ def test_a_result_holds_the_very_messages_it_was_given():
     sent = message(RICH)
 
     assert sent is NodeResult(success=True, output_messages=[sent]).output_messages[0]
+
+
+# --- errors ----------------------------------------------------------------------------------------------
+
+
+def test_the_codes_after_which_trying_again_can_help_are_four():
+    assert {"MODEL_ERROR", "TOOL_ERROR", "TIMEOUT", "UNKNOWN"} == set(RECOVERABLE)
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_an_error_is_recoverable_as_its_code_says_unless_it_is_said(code):
+    assert (code in RECOVERABLE) is ErrorInfo(code=code, message="").recoverable
+    assert not ErrorInfo(code=code, message="", recoverable=False).recoverable
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_a_node_can_take_hope_away_and_never_give_it(code):
+    assert (code in RECOVERABLE) is NodeError(code, "m").recoverable
+    assert (code in RECOVERABLE) is NodeError(code, "m", recoverable=True).recoverable
+    assert not NodeError(code, "m", recoverable=False).recoverable
+
+
+def test_a_model_error_has_its_code_and_a_copy_of_its_details():
+    details = {"status": 500}
+    error = ModelError("no answer", details=details)
+    details["status"] = 200
+
+    assert (ErrorCode.MODEL_ERROR, "no answer", {"status": 500}) == (error.code, str(error), error.details)
+    assert {} == ModelError("m").details
