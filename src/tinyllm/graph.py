@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from tinyllm.config import (
 )
 from tinyllm.documents import Document, PathKey, parse_document, read_document
 from tinyllm.errors import Problem
+
+#: Wrappers inside each other; as many levels as a file may have.
+WRAPPERS_MAX = 64
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,7 @@ def structure_findings(reader: Reader) -> Iterator[Finding]:
     yield from _unknown_references(reader, shape)
     yield from _points(reader, shape)
     yield from _wrappers(reader, shape)
+    yield from _too_deep(reader, shape)
     if reader.refused_ids:
         # A refused node could be the missing link; what follows would be guesses.
         return
@@ -262,6 +267,22 @@ def _wrappers(reader: Reader, shape: Shape) -> Iterator[Finding]:
                 yield path, _error("wrapped_point", f"{target!r} is of type {inner.type} and cannot run inside a node")
             if circles[node.id] == circles.get(target):
                 yield path, _error("contains_itself", f"{node.id!r} contains itself through {target!r}")
+
+
+def _too_deep(reader: Reader, shape: Shape) -> Iterator[Finding]:
+    """Wrappers inside wrappers, more than `WRAPPERS_MAX` of them: a step would be as deep as that."""
+    insides = TopologicalSorter({node_id: shape.targets(node_id) for node_id in shape.nodes})
+    levels: dict[str, int] = {}
+    try:
+        for node_id in insides.static_order():
+            levels[node_id] = max((1 + levels[target] for target in shape.targets(node_id)), default=0)
+    except CycleError:
+        # A wrapper that contains itself has no depth, and is refused for that.
+        return
+    for index, node in reader.nodes:
+        if levels[node.id] == WRAPPERS_MAX + 1:
+            message = f"{node.id!r} wraps nodes more than {WRAPPERS_MAX} levels deep"
+            yield ("nodes", index, "config", "target_nodes"), _error("too_deep", message)
 
 
 def _circles(shape: Shape) -> dict[str, str]:

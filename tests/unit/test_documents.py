@@ -86,6 +86,14 @@ def test_text_bytes_and_bytes_with_a_mark_are_the_same_document(value):
     assert parse_document(text) == parse_document("\ufeff" + text)
 
 
+def test_a_byte_order_mark_changes_nothing_in_json():
+    text = '{"a": "\\ud83d\\ude00",\t"b": 1}'
+
+    for marked in ("\ufeff" + text, b"\xef\xbb\xbf" + text.encode()):
+        assert {"a": "😀", "b": 1} == parse_document(marked).value
+        assert (1, 23) == parse_document(marked).position(("b",))
+
+
 @pytest.mark.parametrize(
     ("spelled", "value"),
     [
@@ -198,6 +206,14 @@ def test_aliases_expand_to_10_000_values_and_no_more(count, loads):
         assert count // 10 - 1 == len(parse_document(text).value["b"][9])
     else:
         assert ("alias", 4, 4) == place(refused(text))
+
+
+@pytest.mark.parametrize("anchored", ["[[{items}]]", "{{k: [{items}]}}", "[[], {{}}, [{items}], 5]", "[*one, [{items}]]"])
+def test_what_an_alias_holds_counts_however_deep_it_lies(anchored):
+    text = f"- &one 1\n- &a {anchored.format(items='1, ' * 998)}\n"
+
+    assert 11 == len(parse_document(text + "- *a\n" * 9).value)
+    assert ("alias", 12, 3) == place(refused(text + "- *a\n" * 10))
 
 
 def test_an_alias_bomb_is_refused_where_it_goes_off():

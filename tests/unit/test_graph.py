@@ -752,17 +752,34 @@ def test_a_row_of_thousands_of_nodes_is_no_deep_recursion():
     assert 3_002 == len(graph.shape.visitable)
 
 
-def test_thousands_of_fanouts_inside_each_other_are_no_deep_recursion():
+def nested_fanouts(levels: int) -> list[dict[str, Any]]:
+    """Fanouts f0, f1 ... each around the next, and a model in the last."""
     fanouts = [
         {
             "id": f"f{number}",
             "type": "fanout",
             "config": {"aggregation_strategy": "majority_vote", "target_nodes": [f"f{number + 1}"]},
         }
-        for number in range(3_000)
+        for number in range(levels)
     ]
+    return [*fanouts, {"id": f"f{levels}", "type": "model"}]
 
-    assert 3_000 == len(build_graph(long_graph([*fanouts, {"id": "f3000", "type": "model"}], "f0")).shape.wrapped)
-    fanouts[-1]["config"]["target_nodes"] = ["f0"]  # type: ignore[index]
+
+def test_wrappers_may_lie_64_levels_deep_inside_each_other():
+    assert 64 == len(build_graph(long_graph(nested_fanouts(64), "f0")).shape.wrapped)
+
+
+@pytest.mark.parametrize("levels", [65, 3_000])
+def test_wrappers_that_lie_deeper_are_refused_once(levels):
+    with pytest.raises(GraphConfigError) as refusal:
+        build_graph(long_graph(nested_fanouts(levels), "f0"))
+
+    assert ["too_deep"] == [problem.code for problem in refusal.value.problems]
+
+
+def test_thousands_of_fanouts_that_contain_each_other_are_refused_for_that():
+    nodes = nested_fanouts(3_000)
+    nodes[-2]["config"]["target_nodes"] = ["f0"]
+
     with pytest.raises(GraphConfigError, match="contains itself"):
-        build_graph(long_graph(fanouts, "f0"))
+        build_graph(long_graph(nodes, "f0"))
