@@ -2,7 +2,7 @@
 
 GRAPH ?= examples/graphs/consensus.yaml
 ARGS ?=
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto
 LOCK_ARGS ?=
 TOX_ARGS ?=
 TINYLLM_PROFILE ?= ci

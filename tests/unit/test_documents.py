@@ -208,9 +208,11 @@ def test_aliases_expand_to_10_000_values_and_no_more(count, loads):
         assert ("alias", 4, 4) == place(refused(text))
 
 
-@pytest.mark.parametrize("anchored", ["[[{items}]]", "{{k: [{items}]}}", "[[], {{}}, [{items}], 5]", "[*one, [{items}]]"])
+@pytest.mark.parametrize(
+    "anchored", ["[[{items}]]", "{{k: [{items}]}}", "[[], {{}}, [{items}], 5]", "[*one, [{items}]]"]
+)
 def test_what_an_alias_holds_counts_however_deep_it_lies(anchored):
-    text = f"- &one 1\n- &a {anchored.format(items='1, ' * 998)}\n"
+    text = f"- &one 1\n- &a {anchored.format(items='1, ' * 999)}\n"
 
     assert 11 == len(parse_document(text + "- *a\n" * 9).value)
     assert ("alias", 12, 3) == place(refused(text + "- *a\n" * 10))
