@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,6 +92,11 @@ def load(path: Path) -> Story:
 # --- text ----------------------------------------------------------------------------------------------
 
 
+def command() -> str:
+    """This program as its user called it, so that a line to paste works where `tinyllm` is not on the PATH."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "tinyllm" and not shutil.which("tinyllm") else "tinyllm"
+
+
 def render(story: Story, *, path: str | None) -> str:
     """The story as text; `path` is where its file lies, None if it has none."""
     lines = [f"{story['check']} is broken in {story['graph']['name']}", "", f"  {story['reason']}", ""]
@@ -99,7 +106,7 @@ def render(story: Story, *, path: str | None) -> str:
     stock = "yes" if story["reachable_on_stock_asyncio"] else "no"
     lines += ["", f"Reachable on stock asyncio: {stock}"]
     if path is not None:
-        lines += ["", "Replay it", "", f"  tinyllm replay {shlex.quote(path)}"]
+        lines += ["", "Replay it", "", f"  {shlex.quote(command())} replay {shlex.quote(path)}"]
     return "\n".join(map(_printable, lines)) + "\n"
 
 

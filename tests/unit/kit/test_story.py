@@ -268,3 +268,18 @@ def test_a_story_that_lacks_something_says_what(key, tmp_path):
 
     with pytest.raises(stories.StoryError, match=f"lacks {key}"):
         stories.load(path)
+
+
+@pytest.mark.parametrize(
+    ("called", "on_path", "line"),
+    [
+        (".venv/bin/tinyllm", None, "  .venv/bin/tinyllm replay s.json"),
+        (".venv/bin/tinyllm", "/usr/bin/tinyllm", "  tinyllm replay s.json"),
+        ("pytest", None, "  tinyllm replay s.json"),
+    ],
+)
+def test_the_line_to_paste_names_the_command_as_its_user_called_it(called, on_path, line, monkeypatch):
+    monkeypatch.setattr("sys.argv", [called])
+    monkeypatch.setattr("shutil.which", lambda name: on_path)
+
+    assert line == stories.render(told(Scenario()), path="s.json").splitlines()[-1]
