@@ -299,6 +299,8 @@ class Reader:
         self.edges: list[tuple[int, EdgeDefinition]] = []
         #: Ids of nodes that are named well but are otherwise refused, so that a reference to them is no second error.
         self.refused_ids: set[str] = set()
+        #: How many nodes and edges were refused, also such as have no readable id.
+        self.refused_parts = 0
         self._read(document.value)
 
     def report(self, path: PathKey, problem: Problem) -> None:
@@ -345,7 +347,9 @@ class Reader:
             self._read_node(raw, index)
         for index, raw in enumerate(_items(value.get("edges"))):
             edge = self._checked(EdgeDefinition, raw, ("edges", index))
-            if edge is not None:
+            if edge is None:
+                self.refused_parts += 1
+            else:
                 self.edges.append((index, edge))
                 if edge.condition is not None:
                     for path, problem in condition_findings(edge.condition, ("edges", index, "condition")):
@@ -355,12 +359,14 @@ class Reader:
         path: PathKey = ("nodes", index)
         shape = self._checked(_NodeShape, raw, path)
         if shape is None:
+            self.refused_parts += 1
             if isinstance(raw, dict) and isinstance(raw.get("id"), str):
                 self.refused_ids.add(raw["id"])
             return
         kind = self._node_type(shape.type, path)
         config = None if kind is None else self._read_config(CONFIGS[kind], shape.config or {}, (*path, "config"))
         if kind is None or config is None:
+            self.refused_parts += 1
             self.refused_ids.add(shape.id)
             return
         node = NodeDefinition(

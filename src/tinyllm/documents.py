@@ -86,6 +86,11 @@ def parse_document(data: bytes | str, *, source: str = "<graph>") -> Document:
         try:
             # Duplicate keys are refused below, with their position; JSON's own escapes are not YAML's.
             json_value = json.loads(text, parse_constant=_no_constant)
+        except json.JSONDecodeError as error:
+            if source.endswith(".json"):
+                where = error.lineno, error.colno
+                raise refusal(source, "syntax", f"not JSON: {error.msg}", where) from None
+            return _folded(text, source)
         except (ValueError, RecursionError):
             return _folded(text, source)
         document = _folded(_SURROGATE_ESCAPE.sub(_same_width, text.replace("\t", " ")), source)

@@ -193,8 +193,8 @@ def structure_findings(reader: Reader) -> Iterator[Finding]:
     yield from _points(reader, shape)
     yield from _wrappers(reader, shape)
     yield from _too_deep(reader, shape)
-    if reader.refused_ids:
-        # A refused node could be the missing link; what follows would be guesses.
+    if reader.refused_parts:
+        # A refused node or edge could be the missing link; what follows would be guesses.
         return
     yield from _unreached(reader, shape)
     yield from _dead_ends(reader, shape)

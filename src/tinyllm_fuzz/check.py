@@ -22,6 +22,7 @@ from tinyllm.testing.promises import Promises, promises_of
 from tinyllm.testing.script import hosts_of
 from tinyllm_fuzz import story as stories
 from tinyllm_fuzz.hunt import Figures, Hunt, hunt
+from tinyllm_fuzz.output import told
 from tinyllm_fuzz.progress import HuntProgress, spoken_time
 from tinyllm_strategies.profiles import PROFILES, ProfileName, profile_settings
 
@@ -60,17 +61,20 @@ def _guarded(reply: _Reply, work: Callable[[], int]) -> int:
     try:
         return work()
     except GraphConfigError as error:
-        reply.refused(error)
+        refusal = error
+        told(lambda: reply.refused(refusal))
         return REFUSED
     except KeyboardInterrupt:
         click.echo("stopped", err=True)
         return INTERRUPTED
     except TinyLLMError as error:
-        reply.failed(str(error))
+        reason = str(error)
+        told(lambda: reply.failed(reason))
         return BROKEN
     except Exception as error:  # noqa: BLE001 - whatever breaks the harness must end in its exit code
         click.echo(traceback.format_exc(), err=True)
-        reply.failed(f"{type(error).__name__}: {error}")
+        reason = f"{type(error).__name__}: {error}"
+        told(lambda: reply.failed(reason))
         return BROKEN
 
 
@@ -94,10 +98,11 @@ def _checked(reply: _Reply, path: Path, profile: ProfileName, max_examples: int 
         elapsed_s = progress.elapsed_s()
     summary = _summary(graph, promises, result, seed, elapsed_s)
     if result.finding is None:
-        reply.held(summary, result)
+        told(lambda: reply.held(summary, result))
         return HELD
     story = stories.tell(result.finding, graph)
-    reply.found(summary, story, _saved(story))
+    path_saved = _saved(story)
+    told(lambda: reply.found(summary, story, path_saved))
     return FOUND
 
 
@@ -122,6 +127,7 @@ def _summary(graph: Graph, promises: Promises, result: Hunt, seed: int, elapsed_
         "examples": figures.examples,
         "runs": figures.runs,
         "endings": dict(sorted(figures.endings.items())),
+        "errors": dict(figures.errors.most_common()),
         "model_calls": figures.calls,
         "calls_with_faults": figures.faults,
         "holds": figures.holds,
@@ -144,9 +150,14 @@ class _Reply:
             self._print({"verdict": "held", **summary})
             return
         console = Console(highlight=False, soft_wrap=True)
-        console.print(f"{summary['graph']} held", style="bold green", markup=False)
-        console.print(_checks_table(summary))
-        console.print(_figures_table(summary, result.figures))
+        # Captured, because rich answers a closed pipe with an exit code of its own.
+        with console.capture() as printed:
+            console.print(f"{summary['graph']} held", style="bold green", markup=False)
+            console.print(_checks_table(summary))
+            console.print(_figures_table(summary, result.figures))
+        click.echo(printed.get(), nl=False)
+        if not result.figures.ended_well:
+            click.echo(f"\nBut no run got anywhere: {result.figures.commonest_error}.", err=True)
 
     def found(self, summary: dict[str, Any], story: stories.Story, path: str | None) -> None:
         if self._json:
@@ -195,6 +206,7 @@ def _figures_table(summary: dict[str, Any], figures: Figures) -> Table:
     rows = {
         "examples": f"{summary['examples']} ({summary['examples_per_s']:g} a second, {summary['elapsed_s']:.1f} s)",
         "runs": f"{summary['runs']} ({endings})",
+        "errors": ", ".join(f"{count} {error}" for error, count in figures.errors.most_common(3)) or "none",
         "model calls": f"{summary['model_calls']}, {summary['calls_with_faults']} of them hit by a fault",
         "simulated time": spoken_time(figures.simulated_ns),
         "tasks held back": str(summary["holds"]),

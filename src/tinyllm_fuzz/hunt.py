@@ -41,6 +41,17 @@ class Figures:
     lived_twice: int = 0
     tolerance_judged: int = 0
     endings: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def ended_well(self) -> bool:
+        """Whether any run succeeded, be it degraded."""
+        return bool(self.endings["succeeded"] + self.endings["degraded"])
+
+    @property
+    def commonest_error(self) -> str:
+        """How most of the runs that failed did so."""
+        return next((f"{count} ended with {error}" for error, count in self.errors.most_common(1)), "no run failed")
 
     def count(self, history: History) -> None:
         self.examples += 1
@@ -52,6 +63,8 @@ class Figures:
         for record in history.runs:
             if record.result is not None:
                 self.endings[record.result.status] += 1
+                if (error := record.result.error) is not None:
+                    self.errors[f"{error.code} at {error.node_id}"] += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +155,8 @@ def hunt(
     if promises.tolerates_failures and hosts_of(graph) and not figures.tolerance_judged:
         raise HarnessError(
             "tolerates_failures could not be judged: in no life that was drawn does the graph end `succeeded` "
-            "with every host up and the models agreeing. More examples may find one (--max-examples)."
+            f"with every host up and the models agreeing. Of {figures.runs} runs {figures.commonest_error}. "
+            "If that can be otherwise, more examples may show it (--max-examples)."
         )
     return Hunt(None, figures, tuple(checks))
 

@@ -15,6 +15,7 @@ from tinyllm.testing.promises import graph_checks, promises_of
 from tinyllm.testing.scenario import ScenarioError, play, scenario_from_json
 from tinyllm_fuzz import story as stories
 from tinyllm_fuzz.hunt import Finding, HarnessError
+from tinyllm_fuzz.output import told
 
 GONE, SAME, REFUSED, DIFFERENT, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -68,7 +69,7 @@ def _replayed(file: Path) -> int:
         reason = verdict.breach.reason if verdict.breach else "no reason given"
         raise HarnessError(f"the check {verdict.check!r} could not say: {reason}")
     again = stories.tell(Finding(scenario, history, verdict), graph)
-    click.echo(stories.render(again, path=str(file)), nl=False)
+    told(lambda: click.echo(stories.render(again, path=str(file)), nl=False))
     if again == story:
         return SAME
     differing = ", ".join(sorted(key for key in {*again, *story} if again.get(key) != story.get(key)))

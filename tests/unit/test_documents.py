@@ -198,6 +198,11 @@ def test_an_alias_of_nothing_or_of_what_it_stands_in_is_refused(text, line, colu
     assert ("alias", line, column) == place(refused(text))
 
 
+def test_an_alias_of_what_it_stands_in_never_means_an_earlier_anchor():
+    assert "the alias *a contains itself" == refused("- &a 1\n- &a [*a]").message
+    assert "the alias *b names no anchor" == refused("- &a 1\n- *b").message
+
+
 @pytest.mark.parametrize(("count", "loads"), [(ALIASED_VALUES_MAX, True), (ALIASED_VALUES_MAX + 1, False)])
 def test_aliases_expand_to_10_000_values_and_no_more(count, loads):
     text = f"a: &a [{'1, ' * (count // 10 - 1)}]\nb: [{'*a, ' * 10}]\nc: &c 1\n" + "d: *c\n" * (count % 10)

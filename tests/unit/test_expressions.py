@@ -180,6 +180,7 @@ def test_every_part_of_the_language_works(source, value):
         *("int('')", "float([])", "min([])", "max(5)", "sum(5)", "sum('ab')", "sum([[1], [2]], [])"),
         *("any(5)", "'a'.get('b')", "[].get(0)", "none.lower()", "5 .strip()", "'a'.startswith(5)"),
         *("'a'.strip(5)", "{}.get([])", "{[]: 1}", "{}[[]]", "int('1' * 2)", "int(float('inf'))"),
+        *("'%s' % 'a'", "'%9d' % (1,)", "'%s' % {}"),
         *("int(float('nan'))", "'%s' % 5", "'a' * 3", "[1] * 3", "3 * [1]", "'a' - 'b'", "[1] % 2"),
         *("{} - {}", "'a' / 'b'", "[] // 2"),
     ],
@@ -374,7 +375,11 @@ def test_a_sum_over_a_million_fails_before_it_is_built(source, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "value", ["[t, t]", "[t]", "(t, 0)", "{'k': t}", "{t: 1}", "xs", "[[[t], t], {'a': [t]}]", "big"]
+    "value",
+    [
+        *("[t, t]", "[t]", "(t, 0)", "{'k': t}", "{t: 1}", "xs", "[[[t], t], {'a': [t]}]", "big", "{1: t, 2: t}"),
+        "{1: [t, t]}",
+    ],
 )
 def test_a_text_over_a_million_is_never_written_out(value, monkeypatch):
     def written(*values: Any) -> str:

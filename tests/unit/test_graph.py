@@ -504,6 +504,13 @@ def test_at_most_100_problems_are_told_the_first_of_the_file():
     assert [("duplicate_id", f"nodes[{number}].id", 5 + number, 4) for number in range(1, 101)] == errors_of(text)
 
 
+def test_the_first_100_problems_are_those_of_the_file_in_whatever_order_it_is_read():
+    text = "edges:\n" + "- 5\n" * 150 + "nodes:\n" + "- 5\n" * 150
+
+    missing = ["id", "version", "name", "entry_points", "exit_points"]
+    assert [*missing, *(f"edges[{number}]" for number in range(95))] == [path for _, path, _, _ in errors_of(text)]
+
+
 # --- warnings --------------------------------------------------------------------------------------------
 
 WARNINGS: dict[str, tuple[str, list[Any]]] = {
@@ -578,6 +585,14 @@ def test_a_gate_may_have_conditional_edges_only():
     gate = "- {id: g, type: gate, config: {default_target: done}}"
 
     assert [] == warnings_of(framed(gate, chain("start", "g") + "\n- {from_node: g, to_node: done, condition: '1'}"))
+
+
+def test_the_edges_of_a_gate_are_not_asked_so_that_none_is_a_second():
+    gate = "- {id: g, type: gate, config: {default_target: done}}"
+
+    edges = chain("start", "g", "m", "done") + "\n" + chain("g", "done")
+
+    assert [] == warnings_of(framed(gate + "\n" + model("m"), edges))
 
 
 def test_an_expression_of_a_gate_that_asks_a_model_is_a_description():

@@ -193,7 +193,9 @@ def _problem(graph: Graph, path: PathKey, message: str, value: Any) -> Problem:
 
 
 def _text_of(detail: Any) -> str:
-    return "unknown promise" if detail["type"] == "extra_forbidden" else str(detail["msg"])
+    if detail["type"] == "extra_forbidden":
+        return "unknown promise"
+    return str(detail["msg"]).replace("Input should", "this should").replace("a valid tuple", "a list, like [TIMEOUT]")
 
 
 def _source(graph: Graph) -> str:

@@ -1,0 +1,16 @@
+"""Printing that cannot change a verdict: a reader who has seen enough is no error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+
+def told(say: Callable[[], None]) -> None:
+    """Call `say`, which prints; if nobody reads any more, drop what it and Python's own exit would still print."""
+    try:
+        say()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
