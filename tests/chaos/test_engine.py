@@ -43,10 +43,14 @@ TestExecution.settings = settings(max_examples=200, stateful_step_count=12)
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=str)
 def test_a_seeded_defect_is_found_in_a_drawn_life(defect):
-    """Shrinking is left out: finding is what is promised here, and the stories have tests of their own."""
+    """Shrinking is left out: finding is what is promised here, and the stories have tests of their own.
+
+    Most are found within 100 lives and all within 1,000; Hypothesis draws other lives whenever constants in the
+    source change, so the bound leaves room.
+    """
 
     @seed(0)
-    @settings(max_examples=2_000, database=None, derandomize=False, phases=[Phase.generate])
+    @settings(max_examples=4_000, database=None, derandomize=False, phases=[Phase.generate])
     @given(lives(cancels=True))
     def hunted(life):
         check_life(life)
