@@ -252,15 +252,17 @@ def _cut(text: str) -> str:
 
 def _call_lines(record: RunRecord, history: History, trace: tuple[TraceEvent, ...]) -> Iterator[_Line]:
     """What was asked of hosts and what came back, between the attempt's start and its end."""
+    asked: set[int] = set()
     for number, call in enumerate(history.calls_of(record.index)):
         begin, end = _attempt_around(call, record, trace)
-        who = f"{record.run_id} {call.ask.node}"
-        first = begin is None or call.ask.at_ns == _at_ns(begin, record)
         after, before = begin.sequence if begin else 0, end.sequence if end else 1e8
+        # An attempt's further calls, to fallback models, follow the answer to the one before.
+        place = (after + 0.1, number, 0) if after not in asked else (before - 0.5, number, 0)
+        asked.add(after)
         question = f"asks {call.ask.model} on {call.host}: {_short(call.prompt)}"
-        yield _Line(call.ask.at_ns, (record.index, after + 0.1 if first else before - 0.5, number), who, question)
+        yield _Line(call.ask.at_ns, (record.index, *place), f"{record.run_id} {call.ask.node}", question)
         answer = f"{_came_back(call)} ({call.ask.node})"
-        yield _Line(call.ended_ns or call.ask.at_ns, (record.index, before - 0.4, number), call.host, answer)
+        yield _Line(call.ended_ns or call.ask.at_ns, (record.index, before - 0.5, number, 1), call.host, answer)
 
 
 def _attempt_around(
