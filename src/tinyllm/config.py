@@ -117,10 +117,10 @@ class ModelConfig(NodeConfig):
     def findings(self) -> Iterator[Finding]:
         if self.prompt_id is not None:
             message = "no prompt of this name was handed in; the built-in prompt is used"
-            yield (("prompt_id",), _warning("unknown_prompt", message, value=short(self.prompt_id)))
+            yield (("prompt_id",), a_warning("unknown_prompt", message, value=short(self.prompt_id)))
         if self.fallback_strategy != "sequential":
             message = "fallback models are always tried in order"
-            yield (("fallback_strategy",), _warning("ignored_key", message, value=short(self.fallback_strategy)))
+            yield (("fallback_strategy",), a_warning("ignored_key", message, value=short(self.fallback_strategy)))
 
     def models(self) -> tuple[str, ...]:
         """The models that one attempt asks, in order."""
@@ -149,7 +149,7 @@ class GateConfig(NodeConfig):
             if self.mode != "llm":
                 yield from condition_findings(condition.expression, ("conditions", index, "expression"))
         if not self.conditions and self.default_target is None:
-            yield ((), _warning("gate_without_ways", "a gate without conditions or default_target always fails"))
+            yield ((), a_warning("gate_without_ways", "a gate without conditions or default_target always fails"))
 
 
 class FanoutConfig(NodeConfig):
@@ -172,10 +172,10 @@ class FanoutConfig(NodeConfig):
         if self.aggregation_strategy != "majority_vote":
             message = f"the strategy {self.aggregation_strategy!r} is not built yet"
             hint = "This version runs majority_vote; say it explicitly, the default is `all`."
-            yield (("aggregation_strategy",), _error("unbuilt", message, hint=hint))
+            yield (("aggregation_strategy",), an_error("unbuilt", message, hint=hint))
         if self.quorum is not None and self.quorum > len(self.target_nodes):
             message = f"a quorum of {self.quorum} cannot be reached by {len(self.target_nodes)} targets"
-            yield (("quorum",), _warning("quorum_out_of_reach", message))
+            yield (("quorum",), a_warning("quorum_out_of_reach", message))
 
     @property
     def votes_needed(self) -> int:
@@ -339,7 +339,7 @@ class Reader:
     def _read(self, value: Any) -> None:
         if not isinstance(value, dict):
             shown = "an empty document" if value is None else f"a {type(value).__name__}"
-            self.report((), _error("not_a_graph", f"{shown}; a graph file is a mapping with id, nodes, edges ..."))
+            self.report((), an_error("not_a_graph", f"{shown}; a graph file is a mapping with id, nodes, edges ..."))
             return
         self.header = self._checked(_GraphShape, value, ())
         self.points = _well_formed_points(value)
@@ -386,9 +386,10 @@ class Reader:
             return NodeType(name)
         known = ", ".join(NodeType)
         if name in UNBUILT_TYPES:
-            problem = _error("unbuilt", f"the node type {name!r} is not built yet", hint=f"This version runs {known}.")
+            text = f"the node type {name!r} is not built yet"
+            problem = an_error("unbuilt", text, hint=f"This version runs {known}.")
         else:
-            problem = _error("unknown_type", "unknown node type", value=short(name), hint=f"One of {known}.")
+            problem = an_error("unknown_type", "unknown node type", value=short(name), hint=f"One of {known}.")
         self.report((*path, "type"), problem)
         return None
 
@@ -396,11 +397,11 @@ class Reader:
         known = dict(raw)
         for key in [key for key in raw if key in model.IGNORED]:
             del known[key]
-            self.report((*path, key), _warning("ignored_key", f"{key!r} has no effect here"))
+            self.report((*path, key), a_warning("ignored_key", f"{key!r} has no effect here"))
         unbuilt = [key for key in raw if key in model.UNBUILT]
         for key in unbuilt:
             del known[key]
-            self.report((*path, key), _error("unbuilt", f"{key!r} is not built yet", hint="Remove it."))
+            self.report((*path, key), an_error("unbuilt", f"{key!r} is not built yet", hint="Remove it."))
         config = self._checked(model, known, path)
         if config is None:
             return None
@@ -422,14 +423,14 @@ def condition_findings(source: str, path: PathKey) -> Iterator[Finding]:
     try:
         expression = expressions.parse(source)
     except ExpressionError as error:
-        yield (path, _error("condition", f"the condition {error}", value=short(source)))
+        yield (path, an_error("condition", f"the condition {error}", value=short(source)))
         return
     unknown = [name for name in expression.names if name not in KNOWN_NAMES]
     for number, name in enumerate(unknown):
         close = _likeness(name, KNOWN_NAMES) if number < LIKENESSES_MAX else None
         hint = f"Did you mean {close}?" if close else "A payload key that is not set is null."
         message = f"nothing is known to set {short(name)}"
-        yield (path, _warning("unknown_name", message, value=short(source), hint=hint))
+        yield (path, a_warning("unknown_name", message, value=short(source), hint=hint))
 
 
 #: Names that a condition can count on: the payload's fields, what nodes publish in it, and the two mappings.
@@ -506,11 +507,13 @@ def _items(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _error(code: str, message: str, **more: Any) -> Problem:
+def an_error(code: str, message: str, **more: Any) -> Problem:
+    """An error without its place, which `Reader.report` adds."""
     return Problem(code=code, message=message, path="", **more)
 
 
-def _warning(code: str, message: str, **more: Any) -> Problem:
+def a_warning(code: str, message: str, **more: Any) -> Problem:
+    """A warning without its place, which `Reader.report` adds."""
     return Problem(code=code, message=message, path="", severity="warning", **more)
 
 
@@ -518,13 +521,13 @@ def _problem_of(model: type[BaseModel], detail: Any) -> Problem:
     """A pydantic error in our words: what is wrong, the value, what would be right."""
     kind, key = detail["type"], detail["loc"][-1] if detail["loc"] else ""
     if kind == "missing":
-        return _error("missing_key", f"the key {key!r} is missing")
+        return an_error("missing_key", f"the key {key!r} is missing")
     if kind == "extra_forbidden":
         # Conditions are the only parts that are read together with what is around them.
         known = (GateCondition if len(detail["loc"]) > 1 else model).model_fields
         close = _likeness(str(key), known)
         hint = f"Did you mean {close}?" if close else f"Known keys: {', '.join(known)}."
-        return _error("unknown_key", f"unknown key {short(key)}", hint=hint)
+        return an_error("unknown_key", f"unknown key {short(key)}", hint=hint)
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "this should")
     message = message.replace("Tuple should", "this should").replace("String should", "this should")
     advice = None
@@ -532,4 +535,4 @@ def _problem_of(model: type[BaseModel], detail: Any) -> Problem:
         advice = "Put it in quotes."
     elif kind == "string_pattern_mismatch" and "a-z0-9_." in message:
         advice = "Ids start with a small letter, then small letters, digits, dots and underscores."
-    return _error("invalid_value", message, value=short(detail["input"]), hint=advice)
+    return an_error("invalid_value", message, value=short(detail["input"]), hint=advice)

@@ -18,12 +18,15 @@ from typing import Any
 from tinyllm.config import (
     EdgeDefinition,
     FanoutConfig,
+    Finding,
     GateConfig,
     GraphDefinition,
     NodeConfig,
     NodeDefinition,
     NodeType,
     Reader,
+    a_warning,
+    an_error,
     first_in_file,
 )
 from tinyllm.documents import Document, PathKey, parse_document, read_document
@@ -182,8 +185,6 @@ class Shape:
 
 # --- structure -----------------------------------------------------------------------------------------
 
-Finding = tuple[PathKey, Problem]
-
 
 def structure_findings(reader: Reader) -> Iterator[Finding]:
     """What is wrong or doubtful in how the well-formed parts fit together."""
@@ -203,20 +204,12 @@ def structure_findings(reader: Reader) -> Iterator[Finding]:
     yield from _doubtful_edges(reader, shape)
 
 
-def _error(code: str, message: str, **more: Any) -> Problem:
-    return Problem(code=code, message=message, path="", **more)
-
-
-def _warning(code: str, message: str, **more: Any) -> Problem:
-    return Problem(code=code, message=message, path="", severity="warning", **more)
-
-
 def _duplicate_ids(reader: Reader) -> Iterator[Finding]:
     seen: dict[str, int] = {}
     for index, node in reader.nodes:
         if node.id in seen:
             message = f"{node.id!r} is also the id of nodes[{seen[node.id]}]"
-            yield (("nodes", index, "id"), _error("duplicate_id", message))
+            yield (("nodes", index, "id"), an_error("duplicate_id", message))
         seen.setdefault(node.id, index)
 
 
@@ -246,7 +239,7 @@ def _unknown_references(reader: Reader, shape: Shape) -> Iterator[Finding]:
     for path, name in references(reader):
         if name not in shape.nodes and name not in reader.refused_ids:
             hint = f"Nodes: {', '.join(known[:8])}{' ...' if len(known) > 8 else '.'}"
-            yield path, _error("unknown_node", f"there is no node {name!r}", hint=hint)
+            yield path, an_error("unknown_node", f"there is no node {name!r}", hint=hint)
 
 
 def _points(reader: Reader, shape: Shape) -> Iterator[Finding]:
@@ -254,7 +247,7 @@ def _points(reader: Reader, shape: Shape) -> Iterator[Finding]:
         for number, name in enumerate(getattr(reader.points, key)):
             node = shape.nodes.get(name)
             if node is not None and node.type is not kind:
-                yield (key, number), _error("wrong_type", f"{name!r} is of type {node.type}, not {kind}")
+                yield (key, number), an_error("wrong_type", f"{name!r} is of type {node.type}, not {kind}")
 
 
 def _wrappers(reader: Reader, shape: Shape) -> Iterator[Finding]:
@@ -264,9 +257,10 @@ def _wrappers(reader: Reader, shape: Shape) -> Iterator[Finding]:
             path: PathKey = ("nodes", index, "config", "target_nodes", number)
             inner = shape.nodes.get(target)
             if inner is not None and inner.type in (NodeType.ENTRY, NodeType.EXIT):
-                yield path, _error("wrapped_point", f"{target!r} is of type {inner.type} and cannot run inside a node")
+                text = f"{target!r} is of type {inner.type} and cannot run inside a node"
+                yield path, an_error("wrapped_point", text)
             if circles[node.id] == circles.get(target):
-                yield path, _error("contains_itself", f"{node.id!r} contains itself through {target!r}")
+                yield path, an_error("contains_itself", f"{node.id!r} contains itself through {target!r}")
 
 
 def _too_deep(reader: Reader, shape: Shape) -> Iterator[Finding]:
@@ -282,7 +276,7 @@ def _too_deep(reader: Reader, shape: Shape) -> Iterator[Finding]:
     for index, node in reader.nodes:
         if levels[node.id] == WRAPPERS_MAX + 1:
             message = f"{node.id!r} wraps nodes more than {WRAPPERS_MAX} levels deep"
-            yield ("nodes", index, "config", "target_nodes"), _error("too_deep", message)
+            yield ("nodes", index, "config", "target_nodes"), an_error("too_deep", message)
 
 
 def _circles(shape: Shape) -> dict[str, str]:
@@ -321,7 +315,7 @@ def _circles(shape: Shape) -> dict[str, str]:
 def _unreached(reader: Reader, shape: Shape) -> Iterator[Finding]:
     for index, node in reader.nodes:
         if node.id not in shape.visitable and node.id not in shape.wrapped:
-            yield ("nodes", index), _warning("unreached", f"no way leads to {node.id!r}")
+            yield ("nodes", index), a_warning("unreached", f"no way leads to {node.id!r}")
 
 
 def _dead_ends(reader: Reader, shape: Shape) -> Iterator[Finding]:
@@ -338,7 +332,7 @@ def _dead_ends(reader: Reader, shape: Shape) -> Iterator[Finding]:
             waiting += arriving.get(node_id, [])
     for index, node in reader.nodes:
         if node.id in shape.visitable and node.id not in leads_out:
-            yield ("nodes", index), _error("no_way_out", f"no way leads from {node.id!r} to an exit")
+            yield ("nodes", index), an_error("no_way_out", f"no way leads from {node.id!r} to an exit")
 
 
 def _cycles(reader: Reader, shape: Shape) -> Iterator[Finding]:
@@ -346,7 +340,7 @@ def _cycles(reader: Reader, shape: Shape) -> Iterator[Finding]:
     if cycle:
         index = next(index for index, node in reader.nodes if node.id == cycle[0])
         hint = "Remove one of these ways, or say `allow_cycles: true`."
-        yield ("nodes", index), _error("cycle", f"the ways form a cycle: {' -> '.join(cycle)}", hint=hint)
+        yield ("nodes", index), an_error("cycle", f"the ways form a cycle: {' -> '.join(cycle)}", hint=hint)
 
 
 def find_cycle(shape: Shape) -> list[str]:
@@ -380,13 +374,13 @@ def _doubtful_edges(reader: Reader, shape: Shape) -> Iterator[Finding]:
         if node is None:
             continue
         if node.type is NodeType.EXIT:
-            yield path, _warning("edge_from_exit", f"an exit ends the run; this edge from {node.id!r} is never taken")
+            yield path, a_warning("edge_from_exit", f"an exit ends the run; this edge from {node.id!r} is never taken")
         elif same in seen:
-            yield path, _warning("duplicate_edge", f"the same edge as edges[{seen[same]}]")
+            yield path, a_warning("duplicate_edge", f"the same edge as edges[{seen[same]}]")
         elif edge.condition is None and node.type is not NodeType.GATE and edge.to_node not in wrapped_by(node.config):
             if node.id in unconditional:
                 message = f"a second unconditional edge from {node.id!r} is never taken"
-                yield path, _warning("second_unconditional", message, hint="Use a fanout to go several ways at once.")
+                yield path, a_warning("second_unconditional", message, hint="Use a fanout to go several ways at once.")
             unconditional.setdefault(node.id, index)
         seen.setdefault(same, index)
     yield from _conditional_only(reader, shape)
@@ -400,4 +394,4 @@ def _conditional_only(reader: Reader, shape: Shape) -> Iterator[Finding]:
         if not any(edge.condition is None for edge in edges):
             message = f"{node.id!r} has conditional edges only" if edges else f"{node.id!r} has no edge to go on by"
             hint = "When no condition holds the run fails with ROUTING_ERROR: add an edge without a condition."
-            yield ("nodes", index), _warning("conditional_only", message, hint=hint)
+            yield ("nodes", index), a_warning("conditional_only", message, hint=hint)
