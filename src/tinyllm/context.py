@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from tinyllm.message import ErrorInfo, Message, MessagePayload, new_id, utc_now
+from tinyllm.message import ErrorInfo, Message, MessageMetadata, MessagePayload, new_id, utc_now
 from tinyllm.models.base import ModelClient
+from tinyllm.tools.registry import ToolRegistry
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class StepOutcome:
-    """How a step ended: with `message` and `next_nodes`, or with `error`."""
+    """How a step ended: with `message` and `next_nodes`, or with `error`.
+
+    `variables` are all variables as a successful step left them.
+    """
 
     message: Message
     next_nodes: tuple[str, ...] = ()
@@ -25,6 +30,34 @@ class StepOutcome:
         return self.error is None
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What came of targets that ran at once, in their order; None for one that was cut off or never began.
+
+    `decided_by` is the index of the target that stopped the others, if one did.
+    """
+
+    outcomes: Sequence[StepOutcome | None]
+    decided_by: int | None = None
+
+
+class Limit(Protocol):
+    """A time in which inner steps run."""
+
+    def over(self) -> bool:
+        """Whether the time is up."""
+        ...
+
+    async def run(
+        self, node_id: str, message: Message, payload: MessagePayload, variables: Mapping[str, Any], *, suffix: str = ""
+    ) -> StepOutcome | None:
+        """One step of an inner node on a child of `message` that carries `payload`; None if the time was up first.
+
+        `suffix` is what the path of the inner step adds to the wrapper's, as `.3` for a third iteration.
+        """
+        ...
+
+
 class Steps(Protocol):
     """How a wrapper runs the nodes inside it."""
 
@@ -32,28 +65,40 @@ class Steps(Protocol):
         self,
         targets: tuple[str, ...],
         message: Message,
+        variables: Mapping[str, Any],
         *,
         timeout_ms: int,
         at_once: int,
-        stop_at_failure: bool,
-    ) -> list[StepOutcome | None]:
-        """Run each target on a child of `message` and give their outcomes in order.
+        stop_at: Literal["failure", "success"] | None,
+    ) -> Joined:
+        """Run each target on a child of `message` that carries a copy of its payload.
 
-        At most `at_once` run at a time, each at most `timeout_ms` from its own start. With
-        `stop_at_failure` the first failure stops the others: None stands for what was cut off or never began.
+        At most `at_once` run at a time, each at most `timeout_ms` from its own start. The first failure, or the
+        first success, stops the others if `stop_at` says so.
         """
+        ...
+
+    def limit(self, timeout_ms: int) -> AbstractContextManager[Limit]:
+        """A time that begins now, for `with`."""
         ...
 
 
 @dataclass(slots=True, kw_only=True)
 class ExecutionContext:
-    """One attempt's view of its run. `ExecutionContext()` is enough to execute a single node in a test."""
+    """One attempt's view of its run. `ExecutionContext()` is enough to execute a single node in a test.
+
+    `variables` are this attempt's own copy: what it writes is kept if the step succeeds. `history` holds the
+    messages that the run still holds: its input, and what each visit before this one put out.
+    """
 
     run_id: str = "run"
     node_id: str = "node"
     path: str = "1"
     variables: dict[str, Any] = field(default_factory=dict)
+    history: Sequence[Message] = ()
     model: ModelClient | None = None
+    tools: ToolRegistry | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
     steps: Steps | None = None
     ids: Callable[[], str] = new_id
     clock: Callable[[], datetime] = utc_now
@@ -69,4 +114,12 @@ class ExecutionContext:
         """A message of this node that follows from `message`, with this run's ids and clock."""
         return message.create_child(
             self.node_id, payload=payload, message_id=self.ids(), created_at=self.clock()
+        )
+
+    def child_owning(
+        self, message: Message, payload: MessagePayload, metadata: MessageMetadata | None = None
+    ) -> Message:
+        """The same for a payload that nobody else holds: it is taken as it is."""
+        return message.child_owning(
+            payload, self.node_id, message_id=self.ids(), created_at=self.clock(), metadata=metadata
         )

@@ -4,7 +4,10 @@
     ├── UsageError              the call is wrong: your mistake
     ├── GraphConfigError        the graph file is wrong: lists every problem with its position
     ├── ExpressionError         a condition cannot be parsed, or failed to evaluate
+    ├── PatternError            a regular expression is none of RE2's
+    ├── OverloadedError         as many runs as allowed are running and waiting
     ├── TemplateError           a template names something that is missing
+    ├── SchemaError             a JSON Schema is wrong, or cannot be checked safely
     └── NodeError               raised by a node: ends the attempt with its code
         └── ModelError          a model call failed
 
@@ -49,12 +52,24 @@ class UsageError(TinyLLMError):
     """The call itself is wrong; nothing was started."""
 
 
+class OverloadedError(TinyLLMError):
+    """The executor runs as many runs as it may, and as many wait: try again later. Nothing was started."""
+
+
 class ExpressionError(TinyLLMError):
     """A condition does not parse, or failed while it was evaluated."""
 
 
+class PatternError(TinyLLMError):
+    """A regular expression is none of RE2's, or has no such group."""
+
+
 class TemplateError(TinyLLMError):
     """A template names a field that is missing or null."""
+
+
+class SchemaError(TinyLLMError):
+    """A JSON Schema is wrong, too large, or asks for what this package never does (fetch another one)."""
 
 
 class NodeError(TinyLLMError):

@@ -1,29 +1,46 @@
-"""The one place that awaits nodes: walks a token through a graph and says what came of it."""
+"""The executor: runs a graph, any number of times and at once, and says what came of it."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from tinyllm import expressions
-from tinyllm.config import ExecutorConfig, GateConfig, NodeType
+from tinyllm.admission import Admission
+from tinyllm.breaker import CircuitBreaker, breaker_key
+from tinyllm.config import (
+    EdgeDefinition,
+    ExecutorConfig,
+    GateConfig,
+    ModelConfig,
+    NodeDefinition,
+    RouterConfig,
+    ToolConfig,
+)
 from tinyllm.errors import UsageError
 from tinyllm.graph import Graph
 from tinyllm.message import Message, TaskPayload, checked_json, new_id, utc_now
 from tinyllm.models.base import ModelClient
 from tinyllm.nodes import make_node
 from tinyllm.running import Run
+from tinyllm.streaming import RunStream
+from tinyllm.tools.base import Tool
+from tinyllm.tools.registry import ToolRegistry, default_tools
 from tinyllm.trace import RunResult
 
 
 class Executor:
     """Runs one graph, any number of times and at once.
 
-    Runs share nothing but the model client. `clock`, `ids` and `rng` are all the time, names and chance
-    that the engine uses beside the event loop's own time.
+    Runs share nothing but the model client, the tools and the circuit breakers. `clock`, `ids` and `rng` are
+    all the time, names and chance that the engine uses beside the event loop's own time. `prompts` are what
+    `prompt_id` in a graph can name. Without `tools` the built-in ones are known.
+
+    Raises UsageError if the graph asks a model and there is none, or names a tool that is not known.
     """
 
     def __init__(
@@ -32,6 +49,8 @@ class Executor:
         *,
         config: ExecutorConfig | None = None,
         model: ModelClient | None = None,
+        tools: ToolRegistry | Iterable[Tool] | None = None,
+        prompts: Mapping[str, str] | None = None,
         clock: Callable[[], datetime] = utc_now,
         ids: Callable[[], str] = new_id,
         rng: random.Random | None = None,
@@ -39,14 +58,22 @@ class Executor:
         self.graph = graph
         self.config = config or ExecutorConfig()
         self.model = model
+        self.tools = _registry(tools)
+        self.prompts = dict(prompts or {})
         self.clock = clock
         self.ids = ids
         self.rng = rng or random.Random()
         self.nodes = {node.id: make_node(node) for node in graph.definition.nodes}
         self.conditions = _parsed_conditions(graph)
+        self.edges = {node_id: _sorted_out(graph.edges_from(node_id)) for node_id in self.nodes}
+        self.breakers = _breakers(graph, self.config)
+        self._admission = Admission(self.config)
         self._runs: dict[str, Run] = {}
-        if model is None and (asking := _asking_nodes(graph)):
+        if model is None and (asking := [node.id for node in graph.definition.nodes if _asks(node)]):
             raise UsageError(f"{', '.join(asking)} ask a model: hand one in, as in Executor(graph, model=...)")
+        for node in graph.definition.nodes:
+            if isinstance(node.config, ToolConfig):
+                self._require_tool(node.id, node.config.tool_id)
 
     async def execute(
         self,
@@ -57,14 +84,8 @@ class Executor:
         variables: Mapping[str, Any] | None = None,
     ) -> RunResult:
         """Run the graph on a task; see `run`."""
-        message = Message(
-            message_id=self.ids(),
-            trace_id=self.ids(),
-            source_node="user",
-            payload=task.to_payload(),
-            created_at=self.clock(),
-        )
-        return await self.run(message, run_id=run_id, entry=entry, variables=variables)
+        run, turn = self._prepared(self._message_of(task), run_id, entry, variables)
+        return await self._until_ended(run, turn)
 
     async def run(
         self,
@@ -77,9 +98,48 @@ class Executor:
         """Run the graph on a message, from `entry` (default: the first entry point).
 
         Never raises for what happens inside the graph. Raises UsageError if `entry` is no entry point,
-        `variables` are no JSON or `run_id` is running here already; CancelledError if the caller is
-        cancelled, once the run has ended.
+        `variables` are no JSON or `run_id` is running here already; OverloadedError if too many runs are under
+        way; CancelledError if the caller is cancelled, once the run has ended.
         """
+        run, turn = self._prepared(message, run_id, entry, variables)
+        return await self._until_ended(run, turn)
+
+    def stream(
+        self,
+        task: TaskPayload | Message,
+        *,
+        run_id: str | None = None,
+        entry: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> RunStream:
+        """Run the graph and read the events of its trace as they happen, with `async for`.
+
+        The run begins at once and does not wait for its reader, however slow. After the last event, `result`
+        of the stream is the run's result. Raises like `run`, and UsageError if tracing is off.
+        """
+        if not self.config.tracing:
+            raise UsageError("a stream is made of the trace: it needs ExecutorConfig(tracing=True)")
+        message = self._message_of(task) if isinstance(task, TaskPayload) else task
+        run, turn = self._prepared(message, run_id, entry, variables)
+        return RunStream(run, self._until_ended(run, turn))
+
+    def cancel(self, run_id: str) -> bool:
+        """Ask a run to stop: its caller gets a result with status `cancelled`. One that waits its turn never begins.
+
+        Again, after the end, or for an unknown run it does nothing and returns False.
+        """
+        run = self._runs.get(run_id)
+        return run is not None and run.cancel()
+
+    # --- inside ------------------------------------------------------------------------------------
+
+    def _message_of(self, task: TaskPayload) -> Message:
+        return Message.of_task(task, message_id=self.ids(), trace_id=self.ids(), created_at=self.clock())
+
+    def _prepared(
+        self, message: Message, run_id: str | None, entry: str | None, variables: Mapping[str, Any] | None
+    ) -> tuple[Run, asyncio.Future[None] | None]:
+        """A run that has its place, and what it has to wait for before it begins."""
         start = self.graph.entry if entry is None else entry
         if start not in self.graph.definition.entry_points:
             known = ", ".join(self.graph.definition.entry_points)
@@ -88,45 +148,85 @@ class Executor:
         if run_id in self._runs:
             raise UsageError(f"the run {run_id!r} is running here already")
         try:
-            given = checked_json(dict(variables or {}))
+            given = checked_json(dict(variables)) if variables else {}
         except ValueError as error:
             raise UsageError(f"variables are JSON values by name: {error}") from None
+        turn = self._admission.ask()
         run = Run(self, run_id, message, start, given)
         self._runs[run_id] = run
+        return run, turn
+
+    async def _until_ended(self, run: Run, turn: asyncio.Future[None] | None) -> RunResult:
+        """The run's result; the caller's own cancellation is passed to the run and raised when it has ended."""
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._in_turn(run, turn), name=f"run {run.run_id}")
+        cancelled: asyncio.CancelledError | None = None
+        while not task.done():
+            ended = loop.create_future()
+            wake = partial(_wake, ended)
+            task.add_done_callback(wake)
+            try:
+                await ended
+            except asyncio.CancelledError as error:
+                cancelled = error
+                task.remove_done_callback(wake)
+                run.cancel()
+        if cancelled is not None:
+            raise cancelled
+        return task.result()
+
+    async def _in_turn(self, run: Run, turn: asyncio.Future[None] | None) -> RunResult:
         try:
-            return await _until_ended(run)
+            if turn is not None:
+                await run.wait_for(turn)
+            return await run.walk()
         finally:
-            del self._runs[run_id]
+            del self._runs[run.run_id]
+            self._admission.leave(turn)
 
-    def cancel(self, run_id: str) -> bool:
-        """Ask a run to stop: its caller gets a result with status `cancelled`.
-
-        Again, after the end, or for an unknown run it does nothing and returns False.
-        """
-        run = self._runs.get(run_id)
-        return run is not None and run.cancel()
-
-
-async def _until_ended(run: Run) -> RunResult:
-    """The run's result; the caller's own cancellation is passed to the run and raised when it has ended."""
-    task = asyncio.get_running_loop().create_task(run.walk(), name=f"run {run.run_id}")
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
+    def _require_tool(self, node_id: str, tool_id: str) -> None:
         try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-            run.cancel()
-    if cancelled is not None:
-        raise cancelled
-    return task.result()
+            self.tools.get(tool_id)
+        except UsageError as error:
+            raise UsageError(f"{node_id!r}: {error}; hand it in, as in Executor(graph, tools=...)") from None
 
 
-def _asking_nodes(graph: Graph) -> list[str]:
-    def asks(node_type: NodeType, config: Any) -> bool:
-        return node_type is NodeType.MODEL or (isinstance(config, GateConfig) and config.mode != "expression")
+def _wake(waiter: asyncio.Future[None], _: object) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
-    return [node.id for node in graph.definition.nodes if asks(node.type, node.config)]
+
+def _registry(tools: ToolRegistry | Iterable[Tool] | None) -> ToolRegistry:
+    """The tools of an executor: the built-in ones and those of a list, or just those of a registry."""
+    if isinstance(tools, ToolRegistry):
+        return tools
+    registry = default_tools()
+    for tool in tools or ():
+        registry.register(tool, replace=True)
+    return registry
+
+
+def _asks(node: NodeDefinition) -> bool:
+    """Whether this node may ask a model."""
+    config = node.config
+    if isinstance(config, RouterConfig):
+        return config.mode == "model" and bool(config.routes)
+    return isinstance(config, ModelConfig) or (isinstance(config, GateConfig) and config.mode != "expression")
+
+
+def _breakers(graph: Graph, config: ExecutorConfig) -> dict[str, CircuitBreaker]:
+    """The breaker of each node that has one; nodes of one model or tool share it."""
+    if config.breaker is None:
+        return {}
+    keys = {node.id: key for node in graph.definition.nodes if (key := breaker_key(node)) is not None}
+    breakers = {key: CircuitBreaker(config.breaker) for key in dict.fromkeys(keys.values())}
+    return {node_id: breakers[key] for node_id, key in keys.items()}
+
+
+def _sorted_out(edges: tuple[EdgeDefinition, ...]) -> tuple[tuple[EdgeDefinition, ...], EdgeDefinition | None]:
+    """The conditional edges in the order in which they are asked, and the first of the others."""
+    conditional = tuple(edge for edge in edges if edge.condition is not None)
+    return conditional, next((edge for edge in edges if edge.condition is None), None)
 
 
 def _parsed_conditions(graph: Graph) -> dict[str, expressions.Expression]:

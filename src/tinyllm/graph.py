@@ -17,9 +17,7 @@ from typing import Any
 
 from tinyllm.config import (
     EdgeDefinition,
-    FanoutConfig,
     Finding,
-    GateConfig,
     GraphDefinition,
     NodeConfig,
     NodeDefinition,
@@ -104,15 +102,7 @@ def _graph_of(document: Document) -> Graph:
 
 def wrapped_by(config: NodeConfig) -> tuple[str, ...]:
     """The nodes that a node of this config runs inside itself; empty for all but wrappers."""
-    return config.target_nodes if isinstance(config, FanoutConfig) else ()
-
-
-def config_ways(config: NodeConfig) -> tuple[str, ...]:
-    """The ways that a node's config names, beside its edges."""
-    if not isinstance(config, GateConfig):
-        return ()
-    targets = tuple(condition.target for condition in config.conditions)
-    return targets if config.default_target is None else (*targets, config.default_target)
+    return config.wrapped()
 
 
 class Shape:
@@ -155,10 +145,20 @@ class Shape:
         if node is None or node.type is NodeType.EXIT:
             return ()
         ways = [edge.to_node for edge in self.edges_from(node_id)]
-        ways += config_ways(node.config)
+        ways += self.chosen_ways(node_id)
         if node.on_error is not None:
             ways.append(node.on_error)
         return tuple(dict.fromkeys(ways))
+
+    def chosen_ways(self, node_id: str) -> tuple[str, ...]:
+        """The targets in the config of a router, of a gate, or of a timeout around one."""
+        node = self.nodes.get(node_id)
+        passed: set[str] = set()
+        while node is not None and node.type is NodeType.TIMEOUT and node.id not in passed:
+            # A timeout passes on the way that its inner node names; one inside itself is refused elsewhere.
+            passed.add(node.id)
+            node = self.nodes.get(node.config.wrapped()[0])
+        return () if node is None else node.config.ways()
 
     def _reached(self, starts: Iterable[str]) -> dict[str, None]:
         reached: dict[str, None] = {}
@@ -217,13 +217,8 @@ def references(reader: Reader) -> Iterator[tuple[PathKey, str]]:
     """Every place of a file that names a node, in the order of the file."""
     for index, node in reader.nodes:
         at: PathKey = ("nodes", index)
-        for number, target in enumerate(wrapped_by(node.config)):
-            yield (*at, "config", "target_nodes", number), target
-        if isinstance(node.config, GateConfig):
-            for number, condition in enumerate(node.config.conditions):
-                yield (*at, "config", "conditions", number, "target"), condition.target
-            if node.config.default_target is not None:
-                yield (*at, "config", "default_target"), node.config.default_target
+        for inner, name in node.config.references():
+            yield (*at, "config", *inner), name
         if node.on_error is not None:
             yield (*at, "on_error"), node.on_error
     for index, edge in reader.edges:
@@ -253,8 +248,11 @@ def _points(reader: Reader, shape: Shape) -> Iterator[Finding]:
 def _wrappers(reader: Reader, shape: Shape) -> Iterator[Finding]:
     circles = _circles(shape)
     for index, node in reader.nodes:
-        for number, target in enumerate(wrapped_by(node.config)):
-            path: PathKey = ("nodes", index, "config", "target_nodes", number)
+        inside = wrapped_by(node.config)
+        for inner_path, target in node.config.references():
+            if target not in inside:
+                continue
+            path: PathKey = ("nodes", index, "config", *inner_path)
             inner = shape.nodes.get(target)
             if inner is not None and inner.type in (NodeType.ENTRY, NodeType.EXIT):
                 text = f"{target!r} is of type {inner.type} and cannot run inside a node"
@@ -276,7 +274,7 @@ def _too_deep(reader: Reader, shape: Shape) -> Iterator[Finding]:
     for index, node in reader.nodes:
         if levels[node.id] == WRAPPERS_MAX + 1:
             message = f"{node.id!r} wraps nodes more than {WRAPPERS_MAX} levels deep"
-            yield ("nodes", index, "config", "target_nodes"), an_error("too_deep", message)
+            yield ("nodes", index, "config"), an_error("too_deep", message)
 
 
 def _circles(shape: Shape) -> dict[str, str]:
@@ -377,7 +375,7 @@ def _doubtful_edges(reader: Reader, shape: Shape) -> Iterator[Finding]:
             yield path, a_warning("edge_from_exit", f"an exit ends the run; this edge from {node.id!r} is never taken")
         elif same in seen:
             yield path, a_warning("duplicate_edge", f"the same edge as edges[{seen[same]}]")
-        elif edge.condition is None and node.type is not NodeType.GATE and edge.to_node not in wrapped_by(node.config):
+        elif edge.condition is None and not shape.chosen_ways(node.id) and edge.to_node not in wrapped_by(node.config):
             if node.id in unconditional:
                 message = f"a second unconditional edge from {node.id!r} is never taken"
                 yield path, a_warning("second_unconditional", message, hint="Use a fanout to go several ways at once.")
@@ -389,7 +387,8 @@ def _doubtful_edges(reader: Reader, shape: Shape) -> Iterator[Finding]:
 def _conditional_only(reader: Reader, shape: Shape) -> Iterator[Finding]:
     for index, node in reader.nodes:
         edges = shape.edges_from(node.id)
-        if node.id not in shape.visitable or node.type in (NodeType.GATE, NodeType.EXIT):
+        chooses = node.type in (NodeType.EXIT, NodeType.GATE, NodeType.ROUTER) or shape.chosen_ways(node.id)
+        if node.id not in shape.visitable or chooses:
             continue
         if not any(edge.condition is None for edge in edges):
             message = f"{node.id!r} has conditional edges only" if edges else f"{node.id!r} has no edge to go on by"

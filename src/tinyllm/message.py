@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Annotated, Any, Self
-from uuid import uuid4
+from functools import partial
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainValidator
 
@@ -40,6 +42,25 @@ def checked_json(value: Any, depth: int = 0) -> Any:
     not turned into a list, because it would not come back as what it was.
     """
     kind = type(value)
+    if kind is not list and kind is not dict:
+        return _checked_scalar(value)
+    if depth == DEPTH_MAX:
+        raise ValueError(f"nested more than {DEPTH_MAX} levels deep")
+    depth += 1
+    if kind is list:
+        return [item if item is None or type(item) is bool else checked_json(item, depth) for item in value]
+    copy = {}
+    for key, item in value.items():
+        if not (type(key) is str and key.isascii()):
+            _checked_key(key)
+        # Most values of most messages are plain text, and every message is checked.
+        plain = item is None or (type(item) is str and item.isascii())
+        copy[key] = item if plain else checked_json(item, depth)
+    return copy
+
+
+def _checked_scalar(value: Any) -> Any:
+    kind = type(value)
     if value is None or kind is bool:
         return value
     if kind is str:
@@ -52,13 +73,7 @@ def checked_json(value: Any, depth: int = 0) -> Any:
         if not math.isfinite(value):
             raise ValueError(f"{value} is not JSON; use null or text")
         return value
-    if kind is not list and kind is not dict:
-        raise ValueError(f"{kind.__name__} is not JSON; use null, booleans, numbers, text, lists or dicts")
-    if depth == DEPTH_MAX:
-        raise ValueError(f"nested more than {DEPTH_MAX} levels deep")
-    if kind is list:
-        return [checked_json(item, depth + 1) for item in value]
-    return {_checked_key(key): checked_json(item, depth + 1) for key, item in value.items()}
+    raise ValueError(f"{kind.__name__} is not JSON; use null, booleans, numbers, text, lists or dicts")
 
 
 def _checked_key(key: Any) -> str:
@@ -70,7 +85,7 @@ def _checked_key(key: Any) -> str:
 def _checked_object(value: Any) -> dict[str, Any]:
     if type(value) is not dict:
         raise ValueError(f"a JSON object (dict) is needed, not {type(value).__name__}")
-    copy: dict[str, Any] = checked_json(value)
+    copy: dict[str, Any] = checked_json(value) if value else {}
     return copy
 
 
@@ -80,14 +95,47 @@ Json = Annotated[Any, PlainValidator(checked_json)]
 JsonObject = Annotated[dict[str, Any], PlainValidator(_checked_object)]
 
 
+_fresh_ids: Iterator[str] = iter(())
+
+
 def new_id() -> str:
-    """A random identifier, for messages built by hand; a run takes its ids from its executor."""
-    return uuid4().hex
+    """A random identifier of 128 bits, for messages built by hand; a run takes its ids from its executor."""
+    global _fresh_ids  # noqa: PLW0603 - asking the system for each one costs more than the message around it
+    for fresh in _fresh_ids:
+        return fresh
+    block = os.urandom(16 * 64).hex()
+    _fresh_ids = iter([block[start : start + 32] for start in range(0, len(block), 32)])
+    return next(_fresh_ids)
 
 
-def utc_now() -> datetime:
-    """The wall clock, for messages built by hand; a run takes its time from its executor."""
-    return datetime.now(UTC)
+def _forget_ids() -> None:
+    global _fresh_ids  # noqa: PLW0603
+    _fresh_ids = iter(())
+
+
+# Two processes must not hand out the same ones.
+os.register_at_fork(after_in_child=_forget_ids)
+
+
+#: The wall clock, for messages built by hand; a run takes its time from its executor.
+utc_now: Callable[[], datetime] = partial(datetime.now, UTC)
+
+# The slots of every Pydantic model. Its own way to build without validation goes through all fields one by one.
+_set_fields = vars(BaseModel)["__dict__"].__set__
+_set_named = vars(BaseModel)["__pydantic_fields_set__"].__set__
+_set_extra = vars(BaseModel)["__pydantic_extra__"].__set__
+_set_private = vars(BaseModel)["__pydantic_private__"].__set__
+_V = TypeVar("_V", bound=BaseModel)
+
+
+def _assembled(kind: type[_V], fields: dict[str, Any], named: set[str], extra: dict[str, Any] | None = None) -> _V:
+    """A value of parts that were checked and copied already: what validation would give, for a fifth of its cost."""
+    value = kind.__new__(kind)
+    _set_fields(value, fields)
+    _set_named(value, named)
+    _set_extra(value, extra)
+    _set_private(value, None)
+    return value
 
 
 class _Value(BaseModel):
@@ -159,13 +207,66 @@ class MessagePayload(_Value):
     error: ErrorInfo | None = None
     metadata: JsonObject = Field(default_factory=dict)
 
+    def copied(self) -> MessagePayload:
+        """A copy that shares no mutable state with this one."""
+        values = self.__dict__.copy()
+        if self.__pydantic_extra__ or values["structured"] is not None or values["error"] is not None:
+            return self.replace()
+        if values["tool_result"] is not None or values["confidence"] is not None:
+            return self.replace()
+        if values["tool_call"] is not None or values["tool_calls"] is not None:
+            return self.replace()
+        metadata = values["metadata"]
+        if metadata:
+            return self.replace()
+        values["metadata"] = {}
+        copy = MessagePayload.__new__(MessagePayload)
+        _set_fields(copy, values)
+        _set_named(copy, self.__pydantic_fields_set__)
+        _set_extra(copy, {})
+        _set_private(copy, None)
+        return copy
+
     def replace(self, /, **fields: Any) -> MessagePayload:
         """A validated copy with the named fields replaced; it shares no mutable state with this one."""
-        return MessagePayload(**{**self.fields(), **fields})
+        try:
+            quick = self._replaced(fields)
+        except ValueError:
+            # The constructor says what is wrong, and with which field.
+            quick = None
+        return MessagePayload(**{**self.fields(), **fields}) if quick is None else quick
+
+    def _replaced(self, fields: dict[str, Any]) -> MessagePayload | None:
+        """The same for fields that are quick to check, and None for others. Raises ValueError for what is no JSON."""
+        values = self.__dict__.copy()
+        extra: dict[str, Any] = {**(self.__pydantic_extra__ or {})}
+        for name, value in fields.items():
+            if name not in values:
+                extra[_checked_key(name)] = value
+            elif name in _TEXT_FIELDS and value is not None and not (type(value) is str and value.isascii()):
+                if type(value) is not str:
+                    return None
+                checked_text(value)
+                values[name] = value
+            else:
+                values[name] = value
+        if values["error"] is not None or values["tool_result"] is not None:
+            return None
+        if values["confidence"] is not None or values["tool_call"] is not None or values["tool_calls"] is not None:
+            return None
+        if values["structured"] is not None:
+            values["structured"] = _checked_object(values["structured"])
+        values["metadata"] = _checked_object(values["metadata"])
+        if extra:
+            extra = {name: checked_json(value) for name, value in extra.items()}
+        return _assembled(MessagePayload, values, self.__pydantic_fields_set__ | fields.keys(), extra)
 
     def fields(self) -> dict[str, Any]:
         """All fields and extra keys by name, unconverted."""
-        return {**{name: getattr(self, name) for name in type(self).model_fields}, **(self.model_extra or {})}
+        return {**self.__dict__, **(self.__pydantic_extra__ or {})}
+
+
+_TEXT_FIELDS = frozenset({"task", "content", "route"})
 
 
 class MessageMetadata(_Value):
@@ -203,6 +304,21 @@ class Message(_Value):
     metadata: MessageMetadata = Field(default_factory=MessageMetadata)
     created_at: Annotated[AwareDatetime, AfterValidator(_in_utc)] = Field(default_factory=utc_now)
 
+    @classmethod
+    def of_task(cls, task: TaskPayload, *, message_id: str, trace_id: str, created_at: datetime) -> Message:
+        """The message with which a run of `task` begins; `trace_id` may be any text."""
+        fields = {
+            "message_id": message_id,
+            "trace_id": checked_text(trace_id),
+            "parent_id": None,
+            "source_node": "user",
+            "target_node": None,
+            "payload": task.to_payload(),
+            "metadata": _UNMEASURED,
+            "created_at": created_at,
+        }
+        return _message(fields)
+
     def create_child(
         self,
         source_node: str,
@@ -218,15 +334,63 @@ class Message(_Value):
         of this one's if None. It shares no mutable state with its parent. `message_id` and `created_at` are
         random and now unless given; a run gives both.
         """
-        return Message(
-            message_id=new_id() if message_id is None else message_id,
-            trace_id=self.trace_id,
-            parent_id=self.message_id,
-            source_node=source_node,
-            target_node=target_node,
-            payload=self.payload if payload is None else payload,
-            created_at=utc_now() if created_at is None else created_at,
+        payload = self.payload if payload is None else payload
+        copied = payload.copied() if type(payload) is MessagePayload else payload
+        return self.child_owning(copied, source_node, target_node, message_id=message_id, created_at=created_at)
+
+    def child_owning(
+        self,
+        payload: MessagePayload,
+        source_node: str,
+        target_node: str | None = None,
+        *,
+        message_id: str | None = None,
+        created_at: datetime | None = None,
+        metadata: MessageMetadata | None = None,
+    ) -> Message:
+        """The same for a payload that nobody else holds: it is taken as it is."""
+        mine = self.__dict__
+        return _message(
+            {
+                "message_id": new_id() if message_id is None else message_id,
+                "trace_id": mine["trace_id"],
+                "parent_id": mine["message_id"],
+                "source_node": source_node,
+                "target_node": target_node,
+                "payload": payload,
+                "metadata": _UNMEASURED if metadata is None else metadata,
+                "created_at": utc_now() if created_at is None else created_at,
+            }
         )
+
+
+def _message(fields: dict[str, Any]) -> Message:
+    """A message of these fields, all of them, and of a trace id that was checked; validated unless they are plain."""
+    new, source, target, moment = (
+        fields["message_id"],
+        fields["source_node"],
+        fields["target_node"],
+        fields["created_at"],
+    )
+    if (
+        type(new) is str
+        and new.isascii()
+        and type(source) is str
+        and source.isascii()
+        and (target is None or (type(target) is str and target.isascii()))
+        and type(fields["payload"]) is MessagePayload
+        and type(moment) is datetime
+        # Any other time zone would have to become UTC, and no time zone is an error.
+        and moment.tzinfo is UTC
+    ):
+        return _assembled(Message, fields, _MESSAGE_FIELDS)
+    return Message(**fields)
+
+
+#: Frozen and without mutable parts, so that all messages may share it.
+_UNMEASURED = MessageMetadata()
+#: All of them are given to a child. Nobody changes such a set: the value is frozen.
+_MESSAGE_FIELDS = set(Message.model_fields)
 
 
 class TaskPayload(_Value):
@@ -238,12 +402,15 @@ class TaskPayload(_Value):
 
     def to_payload(self) -> MessagePayload:
         """`content` becomes `task` and `content`, `context` `structured.context`, `options` `metadata.options`."""
-        return MessagePayload(
-            task=self.content,
-            content=self.content,
-            structured=None if self.context is None else {"context": self.context},
-            metadata={} if self.options is None else {"options": self.options},
-        )
+        fields: dict[str, Any] = {"task": self.content, "content": self.content}
+        if self.context is not None:
+            fields["structured"] = {"context": self.context}
+        if self.options is not None:
+            fields["metadata"] = {"options": self.options}
+        return _EMPTY.replace(**fields)
+
+
+_EMPTY = MessagePayload()
 
 
 class NodeResult(_Value):

@@ -1,19 +1,19 @@
 """Deadlines and cancellation as a tree of scopes.
 
 Everything a run does happens inside a scope, scopes lie inside each other, and the outermost one that is
-over decides. Only the engine's leaves (attempts of nodes, which run code that is not ours) live in tasks that
-are cancelled; the engine's own code asks its scope and leaves by raising `CutShort`. So a node that
+over decides. Only the engine's leaves (attempts of nodes, which run code that is not ours) are cancelled (see
+`leaf.py`); the engine's own code asks its scope and leaves by raising `CutShort`. So a node that
 swallows its cancellation can delay an answer, but it can never make the engine forget why it was stopped.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from collections.abc import Callable
 from typing import Any
 
-#: How often a task that swallows its cancellation is cancelled again at once, and then spread over its grace.
-RECANCEL_AT_ONCE = 10
-RECANCEL_SPREAD = 10
 #: Why a scope is over when nobody closed it.
 DEADLINE = "deadline"
 
@@ -34,18 +34,33 @@ class Scope:
     because sums of floats that mean the same moment differ in their last bit.
     """
 
+    __slots__ = (
+        *("_children", "_deadline", "_deadline_ns", "_loop", "_parent", "_timer", "_wakers"),
+        *("closed", "now", "reason", "safe_until"),
+    )
+
     def __init__(self, parent: Scope | None = None, *, deadline: float | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
         self._parent = parent
-        self._deadline_ns = None if deadline is None else _nanoseconds(deadline)
-        self._children: dict[int, Scope] = {}
-        self._waiters: dict[int, asyncio.Future[None]] = {}
+        self._deadline: float | None = None
+        self._deadline_ns: int | None = None
+        self._children: dict[int, Scope] | None = None
+        self._wakers: dict[int, Callable[[], None]] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.reason: str | None = None
-        if parent is not None:
+        #: Before this loop time neither this scope nor one around it is over, unless one was closed. Whoever asks
+        #: very often compares with these before calling anything.
+        if parent is None:
+            self._loop = asyncio.get_running_loop()
+            self.now = time_of(self._loop)
+            self.safe_until, self.closed = math.inf, False
+        else:
+            self._loop, self.now = parent._loop, parent.now
+            self.safe_until, self.closed = parent.safe_until, parent.closed
+            if parent._children is None:
+                parent._children = {}
             parent._children[id(self)] = self
         if deadline is not None:
-            self._timer = self._loop.call_at(deadline, self._expire)
+            self.expire_at(deadline)
 
     def __enter__(self) -> Scope:
         return self
@@ -53,24 +68,41 @@ class Scope:
     def __exit__(self, *_: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._parent is not None:
+        if self._parent is not None and self._parent._children is not None:
             self._parent._children.pop(id(self), None)
+
+    def expire_at(self, deadline: float) -> None:
+        """Give a scope that has no deadline this one."""
+        self._deadline = deadline
+        self._deadline_ns = nanoseconds(deadline)
+        # A microsecond for the rounding of sums of floats that mean the same moment.
+        self.safe_until = min(self.safe_until, deadline - 1e-6)
 
     def close(self, reason: str) -> None:
         """End this scope now. A second close, or one after the deadline, changes nothing."""
         if self.over() is None:
-            self.reason = reason
+            self._end(reason)
         self._wake()
+
+    def _end(self, reason: str) -> None:
+        self.reason = reason
+        inside = [self]
+        while inside:
+            scope = inside.pop()
+            scope.closed = True
+            inside += (scope._children or {}).values()
 
     def over(self) -> str | None:
         """Why this scope itself is over, or None: the reason it was closed for, or `deadline`."""
-        deadline_ns = self._deadline_ns if self.reason is None else None
-        if deadline_ns is not None and _nanoseconds(self._loop.time()) >= deadline_ns:
-            self.reason = DEADLINE
+        deadline_ns = None if self.reason is not None else self._deadline_ns
+        if deadline_ns is not None and nanoseconds(self.now()) >= deadline_ns:
+            self._end(DEADLINE)
         return self.reason
 
     def outermost_over(self) -> Scope | None:
         """The outermost scope around here that is over, or None."""
+        if not self.closed and self.now() < self.safe_until:
+            return None
         outermost: Scope | None = None
         scope: Scope | None = self
         while scope is not None:
@@ -91,19 +123,36 @@ class Scope:
             return
         waiter = self._loop.create_future()
 
-        def wake(_: object) -> None:
+        def wake(_: object = None) -> None:
             if not waiter.done():
                 waiter.set_result(None)
 
-        self._waiters[id(waiter)] = waiter
+        self.on_over(wake)
         for task in tasks:
             task.add_done_callback(wake)
         try:
             await waiter
         finally:
-            del self._waiters[id(waiter)]
+            self.forget(wake)
             for task in tasks:
                 task.remove_done_callback(wake)
+
+    def on_over(self, waker: Callable[[], None]) -> None:
+        """Call `waker` when this scope or one around it is over; it may be called again."""
+        if self._wakers is None:
+            self._wakers = {}
+        self._wakers[id(waker)] = waker
+        scope: Scope | None = self
+        while scope is not None:
+            # Only who waits needs a timer: a scope in which nothing waits is cheap.
+            if scope._timer is None and scope._deadline is not None:
+                scope._timer = scope._loop.call_at(scope._deadline, scope._expire)
+            scope = scope._parent
+
+    def forget(self, waker: Callable[[], None]) -> None:
+        """Undo `on_over`; does nothing if that was never called."""
+        if self._wakers is not None:
+            self._wakers.pop(id(waker), None)
 
     async def sleep_until(self, when: float) -> None:
         """Wait until loop time `when`; raises CutShort when this scope or one around it is over before."""
@@ -115,7 +164,8 @@ class Scope:
 
     def _expire(self) -> None:
         # The stock loop runs a timer up to its clock's resolution early; what it ran is over.
-        self.reason = self.reason or DEADLINE
+        if self.reason is None:
+            self._end(DEADLINE)
         self._wake()
 
     def _wake(self) -> None:
@@ -123,30 +173,16 @@ class Scope:
         scopes = [self]
         while scopes:
             scope = scopes.pop()
-            for waiter in scope._waiters.values():
-                if not waiter.done():
-                    waiter.set_result(None)
-            scopes += reversed(scope._children.values())
+            for waker in [*(scope._wakers or {}).values()]:
+                waker()
+            scopes += reversed((scope._children or {}).values())
 
 
-async def stop_task(task: asyncio.Task[Any], *, grace_s: float) -> bool:
-    """Cancel `task` until it ends; False if it swallowed every cancellation for `grace_s` seconds.
-
-    It is cancelled again at each of its first awaits, then at intervals: a task that swallows without end
-    would otherwise keep the loop from ever moving on.
-    """
-    loop = asyncio.get_running_loop()
-    deadline_ns = _nanoseconds(loop.time() + grace_s)
-    rounds = 0
-    while not task.done():
-        task.cancel()
-        rounds += 1
-        pause_s = 0.0 if rounds <= RECANCEL_AT_ONCE else grace_s / RECANCEL_SPREAD
-        await asyncio.wait({task}, timeout=pause_s)
-        if _nanoseconds(loop.time()) >= deadline_ns and rounds > RECANCEL_AT_ONCE:
-            break
-    return task.done()
+def time_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """What `loop.time` gives, without the step through the stock loop's method, which only calls this."""
+    return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
 
 
-def _nanoseconds(seconds: float) -> int:
+def nanoseconds(seconds: float) -> int:
+    """Seconds as whole nanoseconds: sums of floats that mean the same moment become the same number."""
     return round(seconds * 1e9)

@@ -11,13 +11,14 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tinyllm.errors import TinyLLMError
-from tinyllm.graph import Graph
+from tinyllm.config import FanoutConfig, LoopConfig, NodeConfig, TimeoutConfig
+from tinyllm.errors import ErrorCode, TinyLLMError
+from tinyllm.graph import Graph, wrapped_by
 from tinyllm.testing.history import History, RunRecord
 from tinyllm.testing.ollama_host import CallRecord
 from tinyllm.testing.scenario import Scenario, scenario_to_json
@@ -204,7 +205,7 @@ def _surroundings(scenario: Scenario, history: History) -> Iterator[_Line]:
 def _run_lines(record: RunRecord, history: History, broke: int | None) -> Iterator[_Line]:
     trace = record.result.trace if record.result else ()
     for event in trace:
-        what = _told(event, record, history)
+        what = _told(event, trace, record, history)
         if what is not None or event.sequence == broke:
             at_ns = _at_ns(event, record)
             who = record.run_id if event.node_id is None else f"{record.run_id} {event.node_id}"
@@ -219,7 +220,7 @@ def _run_lines(record: RunRecord, history: History, broke: int | None) -> Iterat
         yield _Line(record.ended_ns or 0, (record.index, 1e9), record.run_id, f"leaves {orphan} behind")
 
 
-def _told(event: TraceEvent, record: RunRecord, history: History) -> str | None:
+def _told(event: TraceEvent, trace: Sequence[TraceEvent], record: RunRecord, history: History) -> str | None:
     """What an event says in a story, or None for one that tells nothing new."""
     details = event.details
     match event.kind:
@@ -229,15 +230,23 @@ def _told(event: TraceEvent, record: RunRecord, history: History) -> str | None:
             because = f": {event.code}" if event.code else ""
             return f"ends {details['status']}{because}"
         case EventKind.STEP_STARTED:
-            return f"begins ({history.graph.nodes[str(event.node_id)].type}, path {event.path})"
+            return _beginning(event, trace, history.graph)
         case EventKind.STEP_ENDED if "cut_off" in details:
             return f"is cut off: {details['cut_off']}"
+        case EventKind.STEP_ENDED if event.code is ErrorCode.CIRCUIT_OPEN and event.cause is None:
+            return "fails at once: its circuit breaker is open"
+        case EventKind.STEP_ENDED if event.code is None and event.cause is not None:
+            return f"goes on all the same{_instead(history.graph.nodes[str(event.node_id)].config)}"
         case EventKind.ATTEMPT_ENDED if event.code is not None:
             return f"attempt {event.attempt} fails with {event.code}: {_cut(str(details.get('message', '')))}"
         case EventKind.RETRY_WAITING:
             return f"waits {details['delay_ms']:g} ms before it tries again"
         case EventKind.WAY_CHOSEN:
             return f"leads to {details['to']} ({details['why']})"
+        case EventKind.BREAKER_CHANGED:
+            return f"turns its circuit breaker from {details['was']} to {details['state']}"
+        case EventKind.MESSAGES_PRUNED:
+            return f"{details['dropped']} old messages are dropped"
         case EventKind.CONDITION_ERROR:
             return f"a condition fails and counts as false: {_cut(str(details['reason']))}"
         case EventKind.TASK_ABANDONED:
@@ -245,12 +254,35 @@ def _told(event: TraceEvent, record: RunRecord, history: History) -> str | None:
     return None
 
 
+def _beginning(event: TraceEvent, trace: Sequence[TraceEvent], graph: Graph) -> str:
+    """What begins, and inside what: an iteration of a loop, a target of a fanout, what a timeout waits for."""
+    kind, path = graph.nodes[str(event.node_id)].type, str(event.path)
+    outer, _, number = path.rpartition(".")
+    before = [it for it in trace[: event.sequence] if it.kind is EventKind.STEP_STARTED]
+    inside = ""
+    for other in reversed(before):
+        config = graph.nodes[str(other.node_id)].config
+        if other.path == path and event.node_id in wrapped_by(config) and isinstance(config, TimeoutConfig):
+            inside = f", at most {config.timeout_ms} ms inside {other.node_id}"
+        elif other.path == outer and event.node_id in wrapped_by(config) and isinstance(config, LoopConfig):
+            inside = f", iteration {number} of {other.node_id}"
+        elif other.path == outer and event.node_id in wrapped_by(config) and isinstance(config, FanoutConfig):
+            inside = f", target {number} of {other.node_id}"
+        if inside:
+            break
+    return f"begins ({kind}, path {path}{inside})"
+
+
+def _instead(config: NodeConfig) -> str:
+    return f" (on_timeout: {config.on_timeout})" if isinstance(config, TimeoutConfig) else ""
+
+
 def _cut(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 2 * TEXT_MAX else f"{line[: 2 * TEXT_MAX - 3]}..."
 
 
-def _call_lines(record: RunRecord, history: History, trace: tuple[TraceEvent, ...]) -> Iterator[_Line]:
+def _call_lines(record: RunRecord, history: History, trace: Sequence[TraceEvent]) -> Iterator[_Line]:
     """What was asked of hosts and what came back, between the attempt's start and its end."""
     asked: set[int] = set()
     for number, call in enumerate(history.calls_of(record.index)):
@@ -266,7 +298,7 @@ def _call_lines(record: RunRecord, history: History, trace: tuple[TraceEvent, ..
 
 
 def _attempt_around(
-    call: CallRecord, record: RunRecord, trace: tuple[TraceEvent, ...]
+    call: CallRecord, record: RunRecord, trace: Sequence[TraceEvent]
 ) -> tuple[TraceEvent | None, TraceEvent | None]:
     """The start and the end of the attempt that made the call."""
     begin: TraceEvent | None = None

@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
 from collections import deque
-from typing import TypeGuard
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, TypeGuard
 
 from hypothesis import strategies as st
 
-from tinyllm.config import FanoutConfig, GateConfig
+from tinyllm.config import (
+    ExtractParams,
+    FanoutConfig,
+    GateConfig,
+    JoinParams,
+    LoopConfig,
+    ModelConfig,
+    Part,
+    PathParams,
+    ReplaceParams,
+    RouterConfig,
+    SplitParams,
+    TimeoutConfig,
+    ToolConfig,
+    TransformConfig,
+    TruncateParams,
+)
 from tinyllm.expressions import parse
 from tinyllm.graph import Graph
 from tinyllm.testing.script import models_of
@@ -32,7 +52,14 @@ ODD_ANSWERS = (
 #: Texts that conditions on length look at are made as long as they ask, up to here.
 LENGTH_MAX = 100_000
 LITERALS_MAX = 40
-#: Steps to look for voices among; fanouts inside fanouts can have more branches than anyone will ever run.
+#: Answers of a shape, for one graph; and values inside one of them.
+SHAPED_MAX = 60
+PARTS_MAX = 8
+EXPRESSIONS = ("1 + 1", "2 * (3 + 4)", "sqrt(2)", "1 / 0", "one plus one")
+JSON_TEXTS = ('{"a": 1}', '[{"a": [1, null]}, "b"]', '"text"', "{'a': 1}")
+#: Iterations of one loop whose calls have answers and faults of their own.
+ITERATIONS_MAX = 4
+#: Steps to look for voices among; wrappers inside wrappers can have more branches than anyone will ever run.
 STEPS_MAX = 2_000
 
 
@@ -41,9 +68,48 @@ def model_answers() -> st.SearchStrategy[str]:
     return st.sampled_from(("ok", "", *ODD_ANSWERS)) | st.text(max_size=40)
 
 
-def short_answers() -> st.SearchStrategy[str]:
-    """The few answers that drawn graphs look for, alike but for spelling, and empty ones. Shrinks to `ok`."""
-    return st.sampled_from(("ok", "a", "b", " A", "a b", "is_a", "Is_B!", "", " "))
+#: What drawn graphs look for, alike but for spelling, and empty answers.
+SHORT_ANSWERS = ("ok", "a", "b", " A", "a b", "is_a", "Is_B!", "", " ")
+
+
+def short_answers(graph: Graph | None = None) -> st.SearchStrategy[str]:
+    """The few answers that drawn graphs look for; with a graph also those that only some nodes can use.
+
+    Shrinks to `ok`.
+    """
+    return _short_answers(() if graph is None else _special_answers(graph))
+
+
+@lru_cache(maxsize=1_024)
+def _short_answers(special: tuple[str, ...]) -> st.SearchStrategy[str]:
+    plain = st.sampled_from(SHORT_ANSWERS)
+    return plain | st.sampled_from(special) if special else plain
+
+
+def _special_answers(graph: Graph) -> tuple[str, ...]:
+    """Answers for the routers, schemas, transforms and tools of a drawn graph; few, so that they are met."""
+    found: dict[str, None] = {}
+    for node in graph.definition.nodes:
+        match node.config:
+            case RouterConfig(mode="model") as config if config.routes:
+                found.update(dict.fromkeys(_labels([route.name for route in config.routes], config)))
+            case RouterConfig(mode="keywords"):
+                found.update(dict.fromkeys(("c++ is ok.", "books, b")))
+            case ModelConfig(response_schema=schema) if schema is not None:
+                found.update(dict.fromkeys((*_objects(schema)[:3], '{"score": 0.5}')))
+            case TransformConfig(transforms=steps) if steps:
+                found.update(dict.fromkeys(("b,a b", '{"a": [1, "b"]}', '["b", "a"]')))
+            case ToolConfig():
+                found.update(dict.fromkeys(("1 + 2 * 3", '{"a": [1, "b"]}')))
+    return tuple(found)
+
+
+def _labels(names: list[str], config: RouterConfig) -> list[str]:
+    """The names as answers give them; several at once where that means something."""
+    said = [*names, f'"{names[-1].lower()}".', f"either {names[0]} or something else"]
+    if config.multi_label:
+        said += [", ".join(names), "\n".join(reversed(names)), f"{names[-1]},nothing, {names[0]},{names[-1]}"] * 2
+    return said
 
 
 def answers_for(graph: Graph) -> st.SearchStrategy[str]:
@@ -51,10 +117,11 @@ def answers_for(graph: Graph) -> st.SearchStrategy[str]:
     texts, numbers = _literals(graph)
     lengths = ["x" * number for number in numbers if _is_length(number)]
     asked_for = st.sampled_from(("ok", "", *texts, *map(str, numbers), *lengths))
+    shaped = _shaped(graph)
     return (
         asked_for
         | st.sampled_from(tuple(dict.fromkeys((*_words(texts, numbers), *ODD_ANSWERS))))
-        | st.text(max_size=20)
+        | (st.sampled_from(shaped) | st.text(max_size=20) if shaped else st.text(max_size=20))
     )
 
 
@@ -78,16 +145,23 @@ def _is_length(number: int | float) -> TypeGuard[int]:
 
 
 def _literals(graph: Graph) -> tuple[list[str], list[int | float]]:
+    """The names and constants that decide where the graph goes on."""
     sources = [edge.condition for edge in graph.definition.edges if edge.condition is not None]
     texts: dict[str, None] = {}
     for node in graph.definition.nodes:
-        if isinstance(node.config, GateConfig):
-            texts.update(
-                dict.fromkeys(
-                    condition.name for condition in node.config.conditions if node.config.mode != "expression"
-                )
-            )
-            sources += [condition.expression for condition in node.config.conditions if node.config.mode != "llm"]
+        match node.config:
+            case GateConfig(mode=mode, conditions=conditions):
+                if mode != "expression":
+                    texts.update(dict.fromkeys(condition.name for condition in conditions))
+                sources += [condition.expression for condition in conditions if mode != "llm"]
+            case RouterConfig(mode="model", routes=routes):
+                texts.update(dict.fromkeys(route.name for route in routes))
+            case RouterConfig(mode="keywords", routes=routes):
+                texts.update(dict.fromkeys(word for route in routes for word in route.keywords))
+            case RouterConfig(routes=routes):
+                sources += [route.condition for route in routes if route.condition is not None]
+            case LoopConfig(condition_type="until_condition" | "while_condition", condition_expression=str(source)):
+                sources.append(source)
     numbers: dict[int | float, None] = {}
     for source in sources:
         for part in ast.walk(parse(source).body):
@@ -97,6 +171,91 @@ def _literals(graph: Graph) -> tuple[list[str], list[int | float]]:
             elif isinstance(value, int | float) and not isinstance(value, bool):
                 numbers[value] = None
     return [*texts][:LITERALS_MAX], [*numbers][:LITERALS_MAX]
+
+
+# --- answers of a shape ---------------------------------------------------------------------------------
+
+
+def _shaped(graph: Graph) -> tuple[str, ...]:
+    """Answers that schemas, transforms, tools and routers with several labels take apart."""
+    found: dict[str, None] = {}
+    for node in graph.definition.nodes:
+        match node.config:
+            case RouterConfig(mode="model", multi_label=True) as config if config.routes:
+                found.update(dict.fromkeys(_labels([route.name for route in config.routes], config)))
+            case ModelConfig(response_schema=schema) if schema is not None:
+                found.update(dict.fromkeys(_objects(schema)))
+            case TransformConfig(transforms=steps):
+                found.update(dict.fromkeys(text for step in steps for text in _taken_apart(step.params)))
+            case ToolConfig(tool_id=tool_id):
+                found.update(dict.fromkeys(EXPRESSIONS if tool_id == "calculator" else JSON_TEXTS))
+    return tuple(found)[:SHAPED_MAX]
+
+
+def _taken_apart(params: Part) -> list[str]:
+    """Texts in which a step of a transform finds what it looks for."""
+    match params:
+        case PathParams(path=path):
+            value: Any = "x"
+            for key in reversed(path.split(".")):
+                value = [value] * (int(key) + 1) if key.isdecimal() and int(key) < PARTS_MAX else {key: value}
+            return [_json(value)]
+        case ExtractParams(pattern=pattern) | ReplaceParams(pattern=pattern):
+            plain = re.sub(r"\\[a-zA-Z]|[\\^$()\[\]{}|?*+.]", " ", pattern).strip()
+            return [plain] if plain else []
+        case SplitParams(separator=separator):
+            return [separator.join(("a", "b", "c")), separator]
+        case JoinParams():
+            return ['["a", "b"]']
+        case TruncateParams(max_length=length) if length < LENGTH_MAX:
+            return ["x" * length, "x" * (length + 1)]
+    return []
+
+
+def _objects(schema: Mapping[str, Any]) -> list[str]:
+    """JSON objects: one with every property, one with those that are required, and some that do not fit."""
+    properties = schema.get("properties", {})
+    whole = {name: _fitting(inner) for name, inner in properties.items()}
+    required = {name: whole.get(name, "x") for name in schema.get("required", properties)}
+    wrong = {name: [value] for name, value in whole.items()}
+    odd = [whole, required, wrong, {}, {**whole, "unasked": 1}]
+    fenced = f"```json\n{_json(whole)}\n```"
+    return [*dict.fromkeys((*map(_json, odd), fenced, f" {_json(whole)}\n"))]
+
+
+def _fitting(schema: Any, depth: int = 0) -> Any:
+    """A value that fits a simple schema, as well as can be told from type, enum, items and bounds."""
+    if not isinstance(schema, Mapping) or depth > PARTS_MAX:
+        return "x"
+    if "const" in schema:
+        return schema["const"]
+    if schema.get("enum"):
+        return schema["enum"][0]
+    kind = schema.get("type")
+    match kind[0] if isinstance(kind, list) and kind else kind:
+        case "object":
+            return {name: _fitting(inner, depth + 1) for name, inner in schema.get("properties", {}).items()}
+        case "array":
+            return [_fitting(schema.get("items"), depth + 1)] * min(max(1, _bound(schema, "minItems")), PARTS_MAX)
+        case "integer" | "number":
+            return max(1, _bound(schema, "minimum")) if "minimum" in schema else min(1, _bound(schema, "maximum", 1))
+        case "boolean":
+            return True
+        case "null":
+            return None
+    return "x" * min(max(1, _bound(schema, "minLength")), LENGTH_MAX)
+
+
+def _bound(schema: Mapping[str, Any], key: str, missing: int = 0) -> Any:
+    bound = schema.get(key, missing)
+    return bound if isinstance(bound, int | float) else missing
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+# --- who speaks -----------------------------------------------------------------------------------------
 
 
 def voices(graph: Graph, *, most: int = 48) -> list[tuple[str, str]]:
@@ -110,6 +269,11 @@ def voices(graph: Graph, *, most: int = 48) -> list[tuple[str, str]]:
         config = graph.nodes[node_id].config
         if models_of(config):
             found[node_id, branch] = None
-        if isinstance(config, FanoutConfig):
-            waiting += [(target, f"{branch}.{number}") for number, target in enumerate(config.target_nodes, 1)]
+        match config:
+            case FanoutConfig(target_nodes=targets):
+                waiting += [(target, f"{branch}.{number}") for number, target in enumerate(targets, 1)]
+            case LoopConfig(body_node=body, count=count):
+                waiting += [(body, f"{branch}.{number}") for number in range(1, min(count, ITERATIONS_MAX) + 1)]
+            case TimeoutConfig(inner_node=inner):
+                waiting.append((inner, branch))
     return [*found]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tinyllm.config import ModelConfig, NodeConfig
 from tinyllm.graph import Graph
 from tinyllm.testing.faults import CallFaultKind, CutMidBody, FaultPlan, HostDown, Latency, OnCall, Refused, ServerError
-from tinyllm.testing.script import SERVICE_MS, hosts_of, models_of
+from tinyllm.testing.script import SERVICE_MS, calls_of, hosts_of
 from tinyllm_strategies.answers import voices
 
 #: Calls of one voice in one run that a fault can hit.
@@ -20,7 +20,8 @@ CALLS_PER_VOICE = 4
 BYTES_MAX = 512
 #: Calls that stubborn faults can hit: of one step, and of one life.
 STUBBORN_PER_STEP, STUBBORN_MAX = 32, 128
-LATENCIES_MS = (1, 7, 100, 1_000, 60_000)
+#: With the time of service some of them meet the limits of drawn wrappers to the moment.
+LATENCIES_MS = (1, 5, 7, 100, 1_000, 60_000)
 RATES = (0.3, 0.1, 0.6)
 FAMILIES = ("network", "model")
 
@@ -103,7 +104,7 @@ def _hits(config: NodeConfig, families: Sequence[str], number: int, *, mode: int
     late = Latency(delay_ms=late_ms)
     slow: list[CallFaultKind] = [late, late, Refused()]
     kinds = [*(slow if "network" in families else []), *([ServerError()] if "model" in families else [])]
-    count = min((1 + config.retry_count) * len(models_of(config)), STUBBORN_PER_STEP)
+    count = min((1 + config.retry_count) * calls_of(config), STUBBORN_PER_STEP)
     hits = [kinds[number % len(kinds)]] * count
     if mode == 2 and "network" in families:
         hits[-1] = Latency(delay_ms=max(0, late_ms - 1))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from hypothesis import strategies as st
 
-from tinyllm.config import ExecutorConfig, FailurePolicy
-from tinyllm.graph import Graph, wrapped_by
+from tinyllm.config import CircuitBreakerConfig, ExecutorConfig, FailurePolicy, FanoutConfig
+from tinyllm.graph import Graph
 from tinyllm.testing.faults import FaultPlan, HostDown
 from tinyllm.testing.scenario import Scenario
-from tinyllm.testing.script import Says, hosts_of
+from tinyllm.testing.script import Says, hosts_of, leaves_of
 from tinyllm.testing.world import RunPlan
 from tinyllm_strategies.answers import answers_for, short_answers, voices
 from tinyllm_strategies.faults import fault_plans
@@ -26,6 +26,8 @@ ANSWERS_MAX = 4
 #: Answers of one voice that bytes decide: what it always says, then its first calls.
 SAYINGS_PER_VOICE = 3
 SAYINGS_MAX = 256
+#: Bytes below this one leave an answer the plain one.
+PLAIN_BELOW = 80
 #: Nodes that can say something else than the rest while hosts are down.
 SPEAKERS_MAX = 8
 
@@ -33,7 +35,21 @@ SPEAKERS_MAX = 8
 _STARTS = st.sampled_from((0, 0, 5, 10, 1_000))
 _CONTEXTS = st.sampled_from((None, None, "", "some context"))
 _CANCELS = st.sampled_from((*[None] * 45, 0, 5, 10, 15, 1_000))
-_POLICIES: st.SearchStrategy[FailurePolicy] = st.sampled_from(get_args(FailurePolicy))
+_POLICIES: st.SearchStrategy[FailurePolicy] = st.sampled_from((*get_args(FailurePolicy), "skip_failed"))
+_LIMITS: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
+    (
+        *[{}] * 80,
+        *({"max_steps": steps} for steps in (0, 1, 3, 4, 5, 8)),
+        *({"timeout_ms": timeout_ms} for timeout_ms in (10, 20, 25, 1_010)),
+        *({"max_tokens": tokens} for tokens in (0, 4, 8, 12)),
+        *({"max_messages": held, "prune": prune} for held in (1, 2, 4) for prune in (False, True)),
+        *(
+            {"breaker": CircuitBreakerConfig(threshold=threshold, cooldown_s=cooldown_s)}
+            for threshold in (1, 2, 3)
+            for cooldown_s in (0.0, 0.01, 0.02, 1.0)
+        ),
+    )
+)
 _STORMY = st.sampled_from((False, True, True))
 _TIMED = st.sampled_from((False, False, False, True))
 _NO_CANCELS = st.none()
@@ -50,15 +66,12 @@ def run_plans(*, contents: st.SearchStrategy[str] | None = None, cancels: bool =
 @st.composite
 def executor_configs(draw: st.DrawFn) -> ExecutorConfig:
     """Policies, and now and then a limit that really bites. Shrinks to the defaults under `fail_fast`."""
-    limit = draw(st.sampled_from(("none", "none", "steps", "time")))
-    steps = draw(st.sampled_from((0, 1, 3, 4, 5, 8))) if limit == "steps" else 100
-    timeout_ms = draw(st.sampled_from((10, 20, 25, 1_010))) if limit == "time" else 600_000
+    limits = draw(_LIMITS)
     policy = draw(_POLICIES)
     if policy == "fail_fast":
-        return ExecutorConfig(max_steps=steps, timeout_ms=timeout_ms)
+        return ExecutorConfig(**limits)
     return ExecutorConfig(
-        max_steps=steps,
-        timeout_ms=timeout_ms,
+        **limits,
         failure_policy=policy,
         fallback_response=draw(st.sampled_from(("", "a", "sorry"))),
         max_node_failures=draw(st.sampled_from((3, 0, 1))),
@@ -103,7 +116,9 @@ def scenarios(
 
 @st.composite
 def _storms(draw: st.DrawFn, cast: _Cast, config: ExecutorConfig, cancels: bool) -> Scenario:
-    runs = tuple(draw(st.lists(run_plans(contents=cast.answers, cancels=cancels), min_size=1, max_size=RUNS_MAX)))
+    # Runs share their circuit breakers, and the reference knows of one run only.
+    most = RUNS_MAX if config.breaker is None else 1
+    runs = tuple(draw(st.lists(run_plans(contents=cast.answers, cancels=cancels), min_size=1, max_size=most)))
     pool = draw(st.lists(cast.answers, min_size=2, max_size=ANSWERS_MAX, unique=True))
     if draw(st.booleans()):
         # Spelled otherwise it is the same vote, and another payload.
@@ -124,7 +139,8 @@ def _storms(draw: st.DrawFn, cast: _Cast, config: ExecutorConfig, cancels: bool)
 
 
 def _sayings(draw: st.DrawFn, cast: _Cast, *, runs: int, pool: Sequence[str]) -> tuple[Says, ...]:
-    """Byte k decides one answer: pool number `byte % len(pool)`, of which 0 is the plain one."""
+    """Byte k decides one answer: a small one is the plain one, which others then agree with; else pool number
+    `byte % len(pool)`."""
     slots = [Says(text="", node=node) for node in cast.speakers]
     slots += [
         Says(text="", run=run, node=node, branch=branch, call=call)
@@ -135,7 +151,9 @@ def _sayings(draw: st.DrawFn, cast: _Cast, *, runs: int, pool: Sequence[str]) ->
     slots = slots[:SAYINGS_MAX]
     data = draw(st.binary(min_size=len(slots), max_size=len(slots)))
     return tuple(
-        _saying(slot, pool[byte % len(pool)]) for byte, slot in zip(data, slots, strict=True) if byte % len(pool)
+        _saying(slot, pool[byte % len(pool)])
+        for byte, slot in zip(data, slots, strict=True)
+        if byte >= PLAIN_BELOW and byte % len(pool)
     )
 
 
@@ -159,10 +177,12 @@ def _with_hosts_down(draw: st.DrawFn, cast: _Cast, config: ExecutorConfig, toler
 
 
 def _agreed(graph: Graph, answers: dict[str, str]) -> dict[str, str]:
-    """The answers, with one answer for all targets of a fanout: that of the first target that has one."""
+    """The answers, with one answer for all targets of a fanout: that of the first one inside that has one."""
     agreed = dict(answers)
     for node in graph.definition.nodes:
-        targets = wrapped_by(node.config)
+        if not isinstance(node.config, FanoutConfig):
+            continue
+        targets = [leaf for target in node.config.target_nodes for leaf in leaves_of(graph, target)]
         said = next((agreed[target] for target in targets if target in agreed), None)
         if said is not None:
             agreed.update(dict.fromkeys(targets, said))
@@ -174,4 +194,4 @@ def lives(draw: st.DrawFn, *, max_nodes: int = 4, cancels: bool = False) -> tupl
     """A graph and a life of it, for properties of the engine. Shrinks to the smallest graph and the plainest life."""
     graph = draw(graphs(max_nodes=max_nodes))
     config = draw(executor_configs())
-    return graph, draw(scenarios(graph, config=config, answers=short_answers(), cancels=cancels))
+    return graph, draw(scenarios(graph, config=config, answers=short_answers(graph), cancels=cancels))

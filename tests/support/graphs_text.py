@@ -40,12 +40,35 @@ nodes:
   - {id: three, type: model, config: {prompt_template: "Again: {content}"}}
   - {id: done, type: exit}
   - {id: failed, type: exit, config: {status: failure, message: sorry}}
+  - {id: back, type: entry}
+  - id: sort
+    type: router
+    config:
+      mode: rules
+      routes:
+        - {name: sum, condition: "content.startswith('=')", target: count}
+        - {name: text, condition: "True", target: shorten, priority: -1}
+  - id: count
+    type: tool
+    config: {tool_id: calculator, input_mapping: {expression: content}}
+  - id: shorten
+    type: transform
+    config:
+      transforms:
+        - {type: strip}
+        - {type: truncate, params: {max_length: 80}}
+  - {id: again, type: loop, config: {body_node: quick, fixed_count: 2}}
+  - {id: quick, type: timeout, config: {inner_node: one, timeout_ms: 500, on_timeout: skip}}
 edges:
   - {from_node: start, to_node: look}
   - {from_node: answer, to_node: failed, condition: "content == ''", priority: 1}
   - {from_node: answer, to_node: done}
   - {from_node: ask, to_node: done}
-entry_points: [start]
+  - {from_node: back, to_node: sort}
+  - {from_node: count, to_node: done}
+  - {from_node: shorten, to_node: again}
+  - {from_node: again, to_node: done}
+entry_points: [start, back]
 exit_points: [done, failed]
 protected: [start]
 """

@@ -13,17 +13,26 @@ from pydantic import ValidationError
 from tests.support.graphs_text import EVERY_TYPE, errors_of, framed, refusal_of, warnings_of
 from tinyllm.config import (
     CONFIGS,
-    UNBUILT_TYPES,
+    CircuitBreakerConfig,
+    EdgeDefinition,
     ExecutorConfig,
+    ExtractParams,
     FanoutConfig,
     GateConfig,
+    LoopConfig,
     ModelConfig,
     NodeConfig,
+    NodeDefinition,
     NodeType,
-    condition_findings,
+    RouterConfig,
+    TimeoutConfig,
+    ToolConfig,
+    TransformConfig,
+    TruncateParams,
     short,
     spelled,
 )
+from tinyllm.config.problems import LOOP_NAMES, condition_findings
 from tinyllm.errors import GraphConfigError, Problem
 from tinyllm.graph import Graph, build_graph, parse_graph
 from tinyllm.message import checked_json
@@ -33,6 +42,16 @@ pytestmark = pytest.mark.unit
 
 VOTE = {"target_nodes": ["m"], "aggregation_strategy": "majority_vote"}
 WAY = {"default_target": "done"}
+ROUTE = {"name": "a", "target": "done"}
+#: What a config of these types cannot do without, or not without a warning.
+NEEDED: dict[str, dict[str, Any]] = {
+    "fanout": VOTE,
+    "gate": WAY,
+    "router": {"routes": [ROUTE]},
+    "tool": {"tool_id": "t"},
+    "loop": {"body_node": "m"},
+    "timeout": {"inner_node": "m"},
+}
 MS_MAX = 2**31 - 1
 
 
@@ -46,8 +65,7 @@ def graph_with(node: Any, **top: Any) -> Graph:
 
 
 def config_of(kind: str, config: Any) -> NodeConfig:
-    needed: dict[str, dict[str, Any]] = {"fanout": VOTE, "gate": WAY}
-    graph = graph_with({"id": "n", "type": kind, "config": {**needed.get(kind, {}), **config}})
+    graph = graph_with({"id": "n", "type": kind, "config": {**NEEDED.get(kind, {}), **config}})
     return graph.nodes["n"].config
 
 
@@ -68,18 +86,20 @@ def problem_of(node: Any, **top: Any) -> Problem:
 
 # --- configs ---------------------------------------------------------------------------------------------
 
-EVERY = ("model", "gate", "fanout")
+EVERY = ("model", "gate", "fanout", "router", "tool", "transform", "loop", "timeout")
 SOUND: list[tuple[tuple[str, ...], str, list[Any]]] = [
     (EVERY, "timeout_ms", [1, MS_MAX]),
     (EVERY, "retry_count", [0, 1_000]),
     (EVERY, "retry_delay_ms", [0, MS_MAX]),
     (EVERY, "retry_backoff", ["fixed", "exponential"]),
-    (("model", "gate"), "model", ["a", "qwen2.5:3b"]),
+    (("model", "gate", "router"), "model", ["a", "qwen2.5:3b"]),
     (("model",), "system_prompt", [None, "", "x"]),
     (("model",), "prompt_template", [None, "", "{content}"]),
-    (("model",), "prompt_id", [None, "a/b"]),
+    (("model", "router"), "prompt_id", [None, "a/b"]),
     (("model",), "temperature", [0, 0.0, 2, 1.5]),
     (("model",), "max_tokens", [None, 1, 1_000_000]),
+    (("model",), "response_schema", [None, {}, {"type": "object", "properties": {"a": {"type": "integer"}}}]),
+    (("model",), "repair_attempts", [0, 100]),
     (("model",), "enable_fallback", [True, False]),
     (("model",), "fallback_models", [[], ["a", "a"]]),
     (("model",), "fallback_timeout_ms", [None, 1, MS_MAX]),
@@ -88,22 +108,44 @@ SOUND: list[tuple[tuple[str, ...], str, list[Any]]] = [
     (("gate",), "conditions", [[], [{"name": "a", "expression": "1", "target": "done"}]]),
     (("gate",), "evaluation_prompt", [None, "", "x"]),
     (("fanout",), "target_nodes", [["m"], ["m", "m"], ["m"] * 1_000]),
+    (("fanout",), "aggregation_strategy", ["all", "first_success", "majority_vote", "best_score"]),
     (("fanout",), "quorum", [None, 1, 1_001]),
     (("fanout",), "parallel", [True, False]),
     (("fanout",), "max_parallel_branches", [None, 1]),
     (("fanout",), "require_all_success", [True, False]),
     (("fanout",), "fail_fast", [True, False]),
     (("fanout",), "score_field", ["x"]),
+    (("router",), "mode", ["model", "keywords"]),
+    (("router",), "default_route", [None, "a", " A "]),
+    (("router",), "multi_label", [True, False]),
+    (("router",), "max_labels", [1, 1_000]),
+    (("router",), "compound_routes", [[]]),
+    (("tool",), "tool_id", ["x"]),
+    (("tool",), "input_mapping", [{}, {"a": "content", "b": "structured.x.0"}]),
+    (("tool",), "continue_on_error", [True, False]),
+    (("transform",), "transforms", [[], [{"type": "strip", "params": {}}] * 100]),
+    (("transform",), "stop_on_error", [True, False]),
+    (("loop",), "condition_type", ["fixed_count", "until_success"]),
+    (("loop",), "max_iterations", [1, 1_000]),
+    (("loop",), "fixed_count", [None, 1, 10]),
+    (("loop",), "continue_on_error", [True, False]),
+    (("loop",), "collect_results", [True, False]),
+    (("loop",), "pass_iteration_number", [True, False]),
+    (("timeout",), "on_timeout", ["error", "skip"]),
+    (("timeout",), "fallback_response", [None, "", "late"]),
+    (("timeout",), "propagate_metadata", [True, False]),
 ]
 WRONG: list[tuple[tuple[str, ...], str, list[Any]]] = [
     (EVERY, "timeout_ms", [0, -1, MS_MAX + 1, 1.0, "1", True, None, [1]]),
     (EVERY, "retry_count", [-1, 1_001, 1.0, False, "0", None]),
     (EVERY, "retry_delay_ms", [-1, MS_MAX + 1, 0.5, None]),
     (EVERY, "retry_backoff", ["linear", "", None, 1]),
-    (("model", "gate"), "model", ["", None, 3, ["a"], "\ud800"]),
+    (("model", "gate", "router"), "model", ["", None, 3, ["a"], "\ud800"]),
     (("model",), "system_prompt", [5, ["x"], "\udfff"]),
     (("model",), "prompt_template", [5, {}]),
-    (("model",), "prompt_id", [5]),
+    (("model", "router"), "prompt_id", [5]),
+    (("model",), "response_schema", ["x", [], {"type": "number"[:3]}, {"$ref": "http://there/"}, {"a": float("nan")}]),
+    (("model",), "repair_attempts", [-1, 101, 1.0, None]),
     (("model",), "temperature", [-0.1, 2.1, float("nan"), float("inf"), True, "0.5", None]),
     (("model",), "max_tokens", [0, 1_000_001, 1.5, "many"]),
     (("model",), "enable_fallback", ["yes", 1, None]),
@@ -113,11 +155,43 @@ WRONG: list[tuple[tuple[str, ...], str, list[Any]]] = [
     (("gate",), "conditions", [None, {}, "x", ["x"], [{}]]),
     (("gate",), "evaluation_prompt", [5]),
     (("fanout",), "target_nodes", [[], None, "m", [5], ["M"], {}, ["m"] * 1_001]),
-    (("fanout",), "aggregation_strategy", ["vote", None, "all", "first_success", "best_score"]),
+    (("fanout",), "aggregation_strategy", ["vote", None, "", "ALL"]),
     (("fanout",), "quorum", [0, -1, 1.0, True]),
     (("fanout",), "parallel", [1, None]),
     (("fanout",), "max_parallel_branches", [0, "1"]),
     (("fanout",), "score_field", ["", None]),
+    (("router",), "mode", ["llm", "expression", None]),
+    (("router",), "routes", [None, {}, ["a"], [{}], [{"name": "", "target": "done"}], [{"name": "a", "target": "A"}]]),
+    (
+        ("router",),
+        "routes",
+        [[{**ROUTE, "priority": 2**31}], [{**ROUTE, "keywords": "a"}], [{**ROUTE, "keywords": [""]}]],
+    ),
+    (("router",), "default_route", ["b", "", 5]),
+    (("router",), "multi_label", [1, None]),
+    (("router",), "max_labels", [0, 1_001, None]),
+    (
+        ("router",),
+        "compound_routes",
+        [None, [{}], [{"domains": [], "target": "done"}], [{"domains": "a", "target": "m"}]],
+    ),
+    (("tool",), "tool_id", ["", None, 5]),
+    (("tool",), "input_mapping", [None, [], {"a": 5}, {"a": ""}, {"": "a"}]),
+    (("tool",), "continue_on_error", [1, None]),
+    (("transform",), "transforms", [None, {}, ["strip"], [{"type": "reverse"}], [{"type": "strip", "params": None}]]),
+    (("transform",), "stop_on_error", [0, "no"]),
+    (("loop",), "body_node", [None, "M", 5, ["m"]]),
+    (("loop",), "condition_type", ["count", None, ""]),
+    (("loop",), "max_iterations", [0, 1_001, 2.0, None]),
+    (("loop",), "fixed_count", [0, -1, 11, 1.0, True]),
+    (("loop",), "condition_expression", [5, [], "\ud800"]),
+    (("loop",), "continue_on_error", ["no", None]),
+    (("loop",), "collect_results", [1, None]),
+    (("loop",), "pass_iteration_number", ["yes", None]),
+    (("timeout",), "inner_node", [None, "M", 5, ["m"]]),
+    (("timeout",), "on_timeout", ["fail", None, ""]),
+    (("timeout",), "fallback_response", [5, {}]),
+    (("timeout",), "propagate_metadata", [1, None]),
     (("entry",), "required_fields", ["content", [""], [5], None]),
     (("exit",), "status", ["ok", None, True]),
     (("exit",), "message", [5, []]),
@@ -138,8 +212,7 @@ def test_a_value_within_its_range_is_taken_as_it_is(kind, key, value):
 
 @pytest.mark.parametrize(("kind", "key", "value"), flat(WRONG))
 def test_a_value_outside_its_range_is_refused_by_its_path(kind, key, value):
-    needed: dict[str, dict[str, Any]] = {"fanout": VOTE, "gate": WAY}
-    node = {"id": "n" if kind in EVERY else "k", "type": kind, "config": {**needed.get(kind, {}), key: value}}
+    node = {"id": "n" if kind in EVERY else "k", "type": kind, "config": {**NEEDED.get(kind, {}), key: value}}
 
     with pytest.raises(GraphConfigError) as error:
         graph_with(node)
@@ -171,6 +244,42 @@ def test_the_defaults_are_those_of_the_specification():
         ModelConfig().fallback_strategy,
         FanoutConfig(target_nodes=("m",)).parallel,
     )
+    assert {**step, "transforms": (), "stop_on_error": True} == TransformConfig().model_dump()
+    assert {**step, "tool_id": "t", "input_mapping": {}, "continue_on_error": False} == (
+        ToolConfig(tool_id="t").model_dump()
+    )
+    assert {"input": "content"} == ToolConfig(tool_id="t").mapping()
+    assert ("all", None, None, False, False, "quality_score") == tuple(
+        FanoutConfig(target_nodes=("m",)).model_dump(exclude={*step, "target_nodes", "parallel"}).values()
+    )
+    assert ("model", "qwen2.5:0.5b", None, (), None, False, 3, ()) == tuple(
+        RouterConfig().model_dump(exclude={*step}).values()
+    )
+    assert {
+        **step,
+        "timeout_ms": 60_000,
+        "body_node": "m",
+        "condition_type": "fixed_count",
+        "max_iterations": 10,
+        "fixed_count": None,
+        "condition_expression": None,
+        "continue_on_error": False,
+        "collect_results": True,
+        "pass_iteration_number": True,
+    } == LoopConfig(body_node="m").model_dump()
+    assert {
+        **step,
+        "inner_node": "m",
+        "on_timeout": "error",
+        "fallback_response": None,
+        "propagate_metadata": True,
+    } == TimeoutConfig(inner_node="m").model_dump()
+    assert (1, None, True) == (
+        ModelConfig().repair_attempts,
+        ModelConfig().response_schema,
+        ModelConfig().enable_fallback,
+    )
+    assert {"threshold": 5, "cooldown_s": 30.0} == CircuitBreakerConfig().model_dump()
     assert {
         "max_steps": 100,
         "timeout_ms": 600_000,
@@ -178,6 +287,14 @@ def test_the_defaults_are_those_of_the_specification():
         "failure_policy": "fail_fast",
         "fallback_response": "",
         "max_node_failures": 3,
+        "max_tokens": None,
+        "max_messages": None,
+        "max_message_bytes": None,
+        "prune": False,
+        "breaker": None,
+        "max_concurrent_runs": None,
+        "max_queued_runs": 100,
+        "tracing": True,
     } == ExecutorConfig().model_dump()
 
 
@@ -190,6 +307,13 @@ def test_the_defaults_are_those_of_the_specification():
         ("failure_policy", ["fail_fast", "skip_failed", "fallback_simple", "best_effort"], ["retry", None]),
         ("fallback_response", ["", "sorry"], [None, 5]),
         ("max_node_failures", [0, 1_000_000], [-1, 1_000_001]),
+        ("max_tokens", [None, 0, 2**63 - 1], [-1, 2**63, 1.0, True]),
+        ("max_messages", [None, 1], [0, -1, 2**63]),
+        ("max_message_bytes", [None, 1], [0, -1, 2**63]),
+        ("prune", [True, False], [1, None]),
+        ("max_concurrent_runs", [None, 1, 1_000_000], [0, 1_000_001]),
+        ("max_queued_runs", [0, 1_000_000], [-1, 1_000_001, None]),
+        ("tracing", [True, False], [1, None]),
         ("unknown", [], [1]),
     ],
 )
@@ -218,6 +342,348 @@ def test_a_config_cannot_be_changed():
     with pytest.raises(ValidationError, match="frozen"):
         config.timeout_ms = 5
     assert ("a",) == config.model_dump()["fallback_models"]
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("threshold", [1, 1_000_000], [0, -1, 1_000_001, 1.0, None]),
+        ("cooldown_s", [0.0, 0.5, MS_MAX / 1_000], [-0.1, 1e9, float("nan"), float("inf"), "1", None]),
+        ("unknown", [], [1]),
+    ],
+)
+def test_a_breaker_is_configured_within_bounds(key, good, bad):
+    for value in good:
+        assert value == getattr(CircuitBreakerConfig(**{key: value}), key)
+    for value in bad:
+        with pytest.raises(ValidationError, match=key):
+            CircuitBreakerConfig(**{key: value})
+
+
+# --- beyond single values --------------------------------------------------------------------------------
+
+
+def said_of(kind: str, config: dict[str, Any]) -> list[str]:
+    """`severity code place-inside-the-config` of all that is said about this config."""
+    node = {"id": "n", "type": kind, "config": {**NEEDED.get(kind, {}), **config}}
+    try:
+        problems: tuple[Problem, ...] = graph_with(node).warnings
+    except GraphConfigError as error:
+        problems = error.problems
+    places = [told.path.removeprefix("nodes[0].config").lstrip(".") for told in problems]
+    return [f"{told.severity} {told.code} {at}".strip() for told, at in zip(problems, places, strict=True)]
+
+
+def route(name: str = "a", **more: Any) -> dict[str, Any]:
+    return {"name": name, "target": "done", **more}
+
+
+def step(kind: str, **params: Any) -> dict[str, Any]:
+    return {"transforms": [{"type": kind, "params": params}]}
+
+
+COMPOUND = {"domains": ["a"], "target": "done"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "said"),
+    [
+        # A gate's expressions are conditions, but for a model only descriptions.
+        ("gate", {"conditions": [{**ROUTE, "expression": "x +"}]}, ["error condition conditions[0].expression"]),
+        (
+            "gate",
+            {"mode": "hybrid", "conditions": [{**ROUTE, "expression": "a b"}]},
+            ["error condition conditions[0].expression"],
+        ),
+        ("gate", {"mode": "llm", "conditions": [{**ROUTE, "expression": "good enough, or so"}]}, []),
+        ("gate", {"conditions": [{**ROUTE, "expression": "lang"}]}, ["warning unknown_name conditions[0].expression"]),
+        ("gate", {"default_target": None}, ["warning gate_without_ways"]),
+        # Routers.
+        ("router", {"routes": []}, ["warning router_without_ways"]),
+        ("router", {"default_route": "A "}, []),
+        ("router", {"default_route": "b"}, ["error unknown_route default_route"]),
+        ("router", {"routes": [], "default_route": "b"}, ["error unknown_route default_route"]),
+        ("router", {"mode": "rules"}, ["error missing_key routes[0]"]),
+        ("router", {"mode": "rules", "routes": [route(condition="1")]}, []),
+        (
+            "router",
+            {"mode": "rules", "routes": [route(condition="1"), route(condition="=")]},
+            ["error condition routes[1].condition"],
+        ),
+        (
+            "router",
+            {"mode": "rules", "routes": [route(condition="lang")]},
+            ["warning unknown_name routes[0].condition"],
+        ),
+        ("router", {"mode": "keywords", "routes": [route(keywords=["x"])]}, []),
+        ("router", {"mode": "keywords"}, ["warning never_taken routes[0]"]),
+        ("router", {"routes": [route(condition="=")]}, ["warning ignored_key routes[0].condition"]),
+        ("router", {"routes": [route(keywords=["x"])]}, ["warning ignored_key routes[0].keywords"]),
+        ("router", {"routes": [route(domains=["x"])]}, ["warning ignored_key routes[0].domains"]),
+        (
+            "router",
+            {"fanout_enabled": True, "confidence_threshold": 0.5},
+            ["warning ignored_key fanout_enabled", "warning ignored_key confidence_threshold"],
+        ),
+        ("router", {"prompt_id": "x"}, ["warning unknown_prompt prompt_id"]),
+        (
+            "router",
+            {"mode": "keywords", "multi_label": True, "routes": [route(keywords=["x"])]},
+            ["warning ignored_key multi_label"],
+        ),
+        ("router", {"compound_routes": [COMPOUND]}, ["warning ignored_key compound_routes"]),
+        ("router", {"multi_label": True, "compound_routes": [COMPOUND]}, []),
+        (
+            "router",
+            {"multi_label": True, "compound_routes": [{**COMPOUND, "domains": ["A", "b"]}]},
+            ["warning unknown_route compound_routes[0].domains[1]"],
+        ),
+        # Models.
+        ("model", {"response_schema": {"type": "object"}}, []),
+        ("model", {"response_schema": {"type": "thing"}}, ["error schema response_schema"]),
+        (
+            "model",
+            {"prompt_id": "x", "fallback_strategy": "fastest"},
+            ["warning unknown_prompt prompt_id", "warning ignored_key fallback_strategy"],
+        ),
+        # Tools.
+        (
+            "tool",
+            {"output_field": "x", "input_schema": "a", "output_schema": None},
+            [
+                "warning ignored_key output_field",
+                "warning ignored_key input_schema",
+                "warning ignored_key output_schema",
+            ],
+        ),
+        # Fanouts.
+        ("fanout", {"quorum": 1}, []),
+        ("fanout", {"quorum": 2}, ["warning quorum_out_of_reach quorum"]),
+        ("fanout", {"quorum": 2, "aggregation_strategy": "all"}, ["warning ignored_key quorum"]),
+        ("fanout", {"require_all_success": True}, []),
+        (
+            "fanout",
+            {"require_all_success": True, "aggregation_strategy": "first_success"},
+            ["warning ignored_key require_all_success"],
+        ),
+        # Loops.
+        ("loop", {"fixed_count": 10}, []),
+        ("loop", {"fixed_count": 11}, ["error too_many_iterations fixed_count"]),
+        ("loop", {"fixed_count": 2, "condition_type": "until_success"}, ["warning ignored_key fixed_count"]),
+        ("loop", {"condition_type": "until_condition"}, ["error missing_key"]),
+        ("loop", {"condition_type": "while_condition"}, ["error missing_key"]),
+        ("loop", {"condition_type": "until_condition", "condition_expression": "last_output == 'x' and iteration"}, []),
+        (
+            "loop",
+            {"condition_type": "while_condition", "condition_expression": "iteration <"},
+            ["error condition condition_expression"],
+        ),
+        (
+            "loop",
+            {"condition_type": "while_condition", "condition_expression": "lang"},
+            ["warning unknown_name condition_expression"],
+        ),
+        ("loop", {"condition_expression": "iteration <"}, ["warning ignored_key condition_expression"]),
+        (
+            "loop",
+            {"collect_results": False, "pass_iteration_number": False},
+            ["warning ignored_key collect_results", "warning ignored_key pass_iteration_number"],
+        ),
+        # Timeouts.
+        ("timeout", {"on_timeout": "fallback"}, ["error missing_key"]),
+        ("timeout", {"on_timeout": "fallback", "fallback_response": ""}, []),
+        ("timeout", {"fallback_response": "x"}, ["warning ignored_key fallback_response"]),
+        # Transforms.
+        ("transform", step("truncate", max_length=0), []),
+        ("transform", step("truncate"), ["error missing_key transforms[0].params.max_length"]),
+        ("transform", step("truncate", max_length=-1), ["error invalid_value transforms[0].params.max_length"]),
+        ("transform", step("truncate", max_length=5, sufix="x"), ["error unknown_key transforms[0].params.sufix"]),
+        ("transform", step("uppercase", how="much"), ["error unknown_key transforms[0].params.how"]),
+        ("transform", step("json_extract"), ["error missing_key transforms[0].params.path"]),
+        ("transform", step("json_extract", path=""), ["error invalid_value transforms[0].params.path"]),
+        ("transform", step("json_wrap"), []),
+        ("transform", step("template"), ["error missing_key transforms[0].params.template"]),
+        ("transform", step("split", separator=""), ["error invalid_value transforms[0].params.separator"]),
+        ("transform", step("split", separator="x", index="1"), ["error invalid_value transforms[0].params.index"]),
+        ("transform", step("join"), ["error missing_key transforms[0].params.separator"]),
+        ("transform", step("join", separator=""), []),
+        ("transform", step("reverse", anything=1), ["error invalid_value transforms[0].type"]),
+        ("transform", {"transforms": [{}]}, []),
+        ("transform", {"transforms": [{"step": "strip"}]}, ["error unknown_key transforms[0].step"]),
+        ("transform", step("regex_extract"), ["error missing_key transforms[0].params.pattern"]),
+        ("transform", step("regex_extract", pattern="(a", group=7), ["error pattern transforms[0].params.pattern"]),
+        ("transform", step("regex_extract", pattern=r"(a)\1"), ["error pattern transforms[0].params.pattern"]),
+        ("transform", step("regex_extract", pattern="(a)", group=2), ["error pattern transforms[0].params.group"]),
+        ("transform", step("regex_extract", pattern="(a)", group=-1), ["error pattern transforms[0].params.group"]),
+        ("transform", step("regex_extract", pattern="(?P<x>a)", group="x"), []),
+        (
+            "transform",
+            step("regex_extract", pattern="(?P<x>a)", group="y"),
+            ["error pattern transforms[0].params.group"],
+        ),
+        ("transform", step("regex_replace", pattern="a"), ["error missing_key transforms[0].params.replacement"]),
+        ("transform", step("regex_replace", pattern="(a)", replacement=r"\1\0"), []),
+        (
+            "transform",
+            step("regex_replace", pattern="(a)", replacement=r"\2\3"),
+            ["error pattern transforms[0].params.replacement"],
+        ),
+        (
+            "transform",
+            step("regex_replace", pattern="(?P<x>a)", replacement=r"\g<x>\g<y>"),
+            ["error pattern transforms[0].params.replacement"],
+        ),
+        (
+            "transform",
+            step("regex_replace", pattern="(a", replacement=r"\9"),
+            ["error pattern transforms[0].params.pattern"],
+        ),
+    ],
+    ids=lambda value: short(value) if isinstance(value, dict) else "",
+)
+def test_what_does_not_fit_together_is_told_at_its_place(kind, config, said):
+    assert said == said_of(kind, config)
+
+
+def test_names_of_loops_are_known_in_loops_and_nowhere_else():
+    source = " and ".join(LOOP_NAMES)
+    looping = {"condition_type": "until_condition", "condition_expression": source}
+
+    assert [] == said_of("loop", looping)
+    assert len(LOOP_NAMES) == len(list(condition_findings(source, ())))
+
+
+def test_a_file_that_names_every_wrong_value_of_a_transform_tells_each_with_its_place():
+    text = framed(
+        """
+        - id: t
+          type: transform
+          config:
+            transforms:
+              - {type: truncate}
+              - {type: regex_extract, params: {pattern: "(", group: 3}}
+              - {type: split, params: {separator: ",", indx: 1}}
+        """,
+        "- {from_node: start, to_node: t}\n- {from_node: t, to_node: done}",
+    )
+
+    assert [
+        ("missing_key", "nodes[0].config.transforms[0].params.max_length", 9, 9),
+        ("pattern", "nodes[0].config.transforms[1].params.pattern", 10, 40),
+        ("unknown_key", "nodes[0].config.transforms[2].params.indx", 11, 48),
+    ] == errors_of(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "ways", "wrapped"),
+    [
+        (
+            "router",
+            {"routes": [route(target="b"), route("x")], "compound_routes": [{**COMPOUND, "target": "c"}]},
+            ("b", "done", "c"),
+            (),
+        ),
+        ("gate", {"conditions": [{**route(target="b"), "expression": "1"}], "default_target": "c"}, ("b", "c"), ()),
+        ("gate", {}, (), ()),
+        ("fanout", {"target_nodes": ["b", "c", "b"]}, (), ("b", "c", "b")),
+        ("loop", {"body_node": "b"}, (), ("b",)),
+        ("timeout", {"inner_node": "b"}, (), ("b",)),
+        ("transform", {}, (), ()),
+    ],
+)
+def test_ways_and_wrapped_nodes_are_those_that_the_config_names(kind, config, ways, wrapped):
+    made = NodeDefinition.model_validate({"id": "n", "type": kind, "config": config}).config
+
+    assert (ways, wrapped) == (made.ways(), made.wrapped())
+    assert sorted([*ways, *wrapped]) == sorted(name for _, name in made.references())
+
+
+def test_the_first_route_of_a_name_is_the_first_in_the_order_of_routes():
+    routes = [route("x", target="one"), route(" X ", target="two", priority=1), route("y", priority=1)]
+    config = RouterConfig.model_validate({"routes": routes})
+    found = config.route_named("x")
+
+    assert [" X ", "y", "x"] == [r.name for r in config.in_order()]
+    assert found is not None
+    assert "two" == found.target
+    assert config.route_named("z") is None
+
+
+@pytest.mark.parametrize(
+    ("config", "at_once", "stops"),
+    [
+        ({}, 3, False),
+        ({"parallel": False}, 1, False),
+        ({"max_parallel_branches": 2}, 2, False),
+        ({"parallel": False, "max_parallel_branches": 2}, 1, False),
+        ({"fail_fast": True}, 3, True),
+        ({"fail_fast": True, "aggregation_strategy": "first_success"}, 3, False),
+    ],
+)
+def test_a_fanout_knows_how_many_run_at_once_and_whether_a_failure_stops_it(config, at_once, stops):
+    made = FanoutConfig.model_validate({"target_nodes": ["a", "b", "c"], **config})
+
+    assert (at_once, stops) == (made.at_once, made.stops_at_failure)
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [({}, 10), ({"fixed_count": 3}, 3), ({"fixed_count": 3, "condition_type": "until_success"}, 10)],
+)
+def test_a_loop_knows_how_often_it_runs_at_most(config, count):
+    assert count == LoopConfig.model_validate({"body_node": "m", **config}).count
+
+
+# --- definitions -----------------------------------------------------------------------------------------
+
+
+def test_a_definition_makes_its_config_of_a_mapping_or_of_nothing():
+    def made(**more: Any) -> NodeDefinition:
+        return NodeDefinition.model_validate({"id": "n", "type": "model", **more})
+
+    assert ModelConfig(model="x") == made(config={"model": "x"}).config
+    assert ModelConfig() == made(config=None).config == made().config
+    assert made(config={"model": "x"}) == NodeDefinition(id="n", type=NodeType.MODEL, config=ModelConfig(model="x"))
+
+
+def test_a_definition_demands_the_config_of_its_type():
+    with pytest.raises(ValidationError, match="has a ExitConfig, not a ModelConfig"):
+        NodeDefinition(id="n", type=NodeType.EXIT, config=ModelConfig())
+    with pytest.raises(ValidationError, match="there is no node type 'modle'"):
+        NodeDefinition(id="n", type="modle", config=ModelConfig())
+    with pytest.raises(ValidationError, match="temperature"):
+        NodeDefinition.model_validate({"id": "n", "type": "model", "config": {"temperature": 3}})
+
+
+def test_a_definition_knows_its_type_by_any_spelling():
+    for spelling in ("fanout", "dynamic_fanout", NodeType.FANOUT):
+        made = NodeDefinition.model_validate({"id": "n", "type": spelling, "config": VOTE})
+        assert NodeType.FANOUT is made.type
+        assert isinstance(made.config, FanoutConfig)
+
+
+def test_a_dumped_definition_holds_the_whole_config_and_the_params_of_its_steps():
+    transforms = [{"type": "truncate", "params": {"max_length": 3, "suffix": ""}}, {"type": "strip", "params": {}}]
+    made = NodeDefinition.model_validate({"id": "n", "type": "transform", "config": {"transforms": transforms}})
+
+    assert transforms == made.model_dump(mode="json")["config"]["transforms"]
+    assert made == NodeDefinition.model_validate(made.model_dump(mode="json"))
+
+
+def test_steps_have_the_parameters_of_their_types():
+    extract = {"type": "regex_extract", "params": {"pattern": "a"}}
+    config = TransformConfig.model_validate(
+        {"transforms": [{"type": "truncate", "params": {"max_length": 3}}, extract]}
+    )
+
+    assert [TruncateParams(max_length=3, suffix="..."), ExtractParams(pattern="a", group=0)] == [
+        step.params for step in config.transforms
+    ]
+
+
+def test_the_parts_of_a_node_are_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        EdgeDefinition(from_node="a", to_node="b").priority = 3
 
 
 # --- keys ------------------------------------------------------------------------------------------------
@@ -259,38 +725,37 @@ def test_a_fallback_strategy_and_a_prompt_id_are_warned_about():
     assert ["'fastest'", "'a/b'"] == [warning.value for warning in parse_graph(text).warnings]
 
 
-@pytest.mark.parametrize("key", ["response_schema", "repair_attempts"])
-def test_what_is_not_built_yet_is_refused_and_never_ignored(key):
-    problem = problem_of({"id": "n", "type": "model", "config": {key: 1}})
-
-    assert ("unbuilt", f"nodes[0].config.{key}") == (problem.code, problem.path)
+TYPES = "entry, exit, transform, router, gate, model, tool, fanout, loop, timeout"
 
 
-@pytest.mark.parametrize("kind", sorted(UNBUILT_TYPES))
-def test_a_node_type_that_is_not_built_yet_is_refused_as_such(kind):
-    problem = problem_of({"id": "n", "type": kind, "config": {"anything": 1}})
-
-    assert ("unbuilt", "nodes[0].type") == (problem.code, problem.path)
-    assert "This version runs entry, exit, model, gate, fanout." == problem.hint
-
-
-@pytest.mark.parametrize("kind", ["reasoning", "custom", "Model", "", "modle", "x" * 1_000])
-def test_an_unknown_node_type_is_refused(kind):
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [
+        ("modle", "Did you mean model?"),
+        ("Model", "Did you mean model?"),
+        ("rooter", "Did you mean router?"),
+        ("", f"One of {TYPES}."),
+        ("x" * 1_000, f"One of {TYPES}."),
+    ],
+)
+def test_an_unknown_node_type_is_refused_with_the_type_it_may_have_been(kind, hint):
     problem = problem_of({"id": "n", "type": kind})
 
-    assert ("unknown_type", "nodes[0].type") == (problem.code, problem.path)
-    assert "One of entry, exit, model, gate, fanout." == problem.hint
+    assert ("unknown_type", "nodes[0].type", "unknown node type") == (problem.code, problem.path, problem.message)
+    assert hint == problem.hint
+
+
+@pytest.mark.parametrize("kind", ["reasoning", "custom"])
+def test_the_types_of_the_0_1_format_that_are_not_run_here_are_refused_as_such(kind):
+    problem = problem_of({"id": "n", "type": kind, "config": {"anything": 1}})
+
+    assert ("unknown_type", "nodes[0].type", repr(kind)) == (problem.code, problem.path, problem.value)
+    assert f"the node type {kind!r} of the 0.1 format is not run here" == problem.message
+    assert "@node_type" in str(problem.hint)
 
 
 def test_dynamic_fanout_is_a_fanout():
     assert NodeType.FANOUT is graph_with({"id": "n", "type": "dynamic_fanout", "config": VOTE}).nodes["n"].type
-
-
-@pytest.mark.parametrize("strategy", [{}, {"aggregation_strategy": "all"}])
-def test_a_fanout_must_say_majority_vote(strategy):
-    problem = problem_of({"id": "n", "type": "fanout", "config": {"target_nodes": ["m"], **strategy}})
-
-    assert ("unbuilt", "nodes[0].config.aggregation_strategy") == (problem.code, problem.path)
 
 
 @pytest.mark.parametrize("config", [None, {}, "absent"])
@@ -623,6 +1088,6 @@ def test_a_value_repeated_by_aliases_is_not_repeated_in_the_refusal():
 def test_a_problem_is_told_on_one_line():
     problem = refusal_of(framed().replace("name: g", "name: 5")).problems[0]
 
-    assert (
-        "3:1: error: this should be a valid string (got 5) at name [invalid_value]. Put it in quotes." == str(problem)
+    assert "3:1: error: this should be a valid string (got 5) at name [invalid_value]. Put it in quotes." == str(
+        problem
     )

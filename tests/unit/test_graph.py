@@ -125,7 +125,8 @@ def test_a_graph_of_every_type_loads_without_a_word():
 
     assert () == graph.warnings
     assert ("support.triage", "start") == (graph.id, graph.entry)
-    assert ["start", "look", "answer", "ask", "one", "two", "three", "done", "failed"] == list(graph.nodes)
+    first = ["start", "look", "answer", "ask", "one", "two", "three", "done", "failed"]
+    assert [*first, "back", "sort", "count", "shorten", "again", "quick"] == list(graph.nodes)
     assert set(NodeType) == {node.type for node in graph.nodes.values()}
 
 
@@ -455,7 +456,7 @@ name: g
 nodes:
   - {id: start, type: entry, confg: {}}
   - {id: m, type: model, config: {temperature: 3, max_tokens: many}}
-  - {id: r, type: router}
+  - {id: r, type: rooter}
   - {id: n, type: model}
   - {id: n, type: model, on_error: ghost}
   - {id: done, type: exit}
@@ -474,7 +475,7 @@ colour: red
         ("unknown_key", "nodes[0].confg", 5, 37),
         ("invalid_value", "nodes[1].config.temperature", 6, 35),
         ("invalid_value", "nodes[1].config.max_tokens", 6, 51),
-        ("unbuilt", "nodes[2].type", 7, 13),
+        ("unknown_type", "nodes[2].type", 7, 13),
         ("duplicate_id", "nodes[4].id", 9, 6),
         ("unknown_node", "nodes[4].on_error", 9, 26),
         ("condition", "edges[0].condition", 12, 36),
@@ -789,7 +790,8 @@ def test_wrappers_that_lie_deeper_are_refused_once(levels):
     with pytest.raises(GraphConfigError) as refusal:
         build_graph(long_graph(nested_fanouts(levels), "f0"))
 
-    assert ["too_deep"] == [problem.code for problem in refusal.value.problems]
+    told = [(problem.code, problem.path) for problem in refusal.value.problems]
+    assert [("too_deep", f"nodes[{levels - 63}].config")] == told
 
 
 def test_thousands_of_fanouts_that_contain_each_other_are_refused_for_that():

@@ -26,8 +26,8 @@ from tinyllm.config import (
     NodeDefinition,
     NodeType,
 )
-from tinyllm.context import ExecutionContext, StepOutcome
-from tinyllm.errors import ErrorCode, ModelError, NodeError
+from tinyllm.context import ExecutionContext, Joined, StepOutcome
+from tinyllm.errors import ErrorCode, ModelError, NodeError, UsageError
 from tinyllm.message import ErrorInfo, Message, NodeResult
 from tinyllm.models.base import ModelRequest, ModelResponse
 from tinyllm.nodes import NODES, make_node
@@ -84,7 +84,7 @@ def test_a_node_puts_out_a_child_of_its_input_without_the_error(config):
 
 
 def test_a_node_with_the_config_of_another_says_so():
-    single = NODES[NodeType.EXIT](NodeDefinition(id="n", type=NodeType.EXIT, config=EntryConfig()))
+    single = NODES[NodeType.EXIT](NodeDefinition(id="n", type=NodeType.ENTRY, config=EntryConfig()))
 
     with pytest.raises(TypeError, match="n has a EntryConfig, not a ExitConfig"):
         run_clean(single.execute(a_message(), ExecutionContext()))
@@ -806,7 +806,7 @@ def test_fail_fast_fails_at_the_first_failure_and_cancels_the_rest():
     ends = events(result, EventKind.STEP_ENDED, "a")
 
     assert ("failed", "MODEL_ERROR", 5.0) == (result.status, code(result), result.total_latency_ms)
-    assert [{"cut_off": "a sibling failed"}] * 2 == [dict(event.details) for event in ends]
+    assert [{"cut_off": "a sibling decided"}] * 2 == [dict(event.details) for event in ends]
 
 
 def test_fail_fast_fails_though_the_vote_was_won_before():
@@ -985,27 +985,36 @@ def test_a_wrapper_that_raises_is_a_failed_node_like_any_other():
 
 
 def test_a_fanout_alone_says_what_it_needs():
-    with pytest.raises(TypeError, match="execute it through an Executor"):
+    with pytest.raises(UsageError, match="execute it through an Executor"):
         alone(FanoutConfig(target_nodes=("a",)))
 
 
 class Echo:
     """Targets that answer their own names."""
 
-    async def run_targets(self, targets: Any, message: Message, **how: Any) -> list[StepOutcome | None]:
-        assert {"timeout_ms": 30_000, "at_once": 2, "stop_at_failure": False} == how
-        return [StepOutcome(message=a_message(content=target)) for target in targets]
+    async def run_targets(self, targets: Any, message: Message, variables: Any, **how: Any) -> Joined:
+        assert {"timeout_ms": 30_000, "at_once": 2, "stop_at": None} == how
+        assert {"given": 1} == variables
+        return Joined([StepOutcome(message=a_message(content=target)) for target in targets])
+
+    def limit(self, timeout_ms: int) -> Any:
+        raise AssertionError("a fanout has no time of its own")
+
+
+def vote_of(*targets: str) -> NodeResult:
+    config = FanoutConfig(target_nodes=targets, aggregation_strategy="majority_vote")
+    return alone(config, steps=Echo(), variables={"given": 1})
 
 
 def test_a_fanout_alone_works_with_steps_of_a_test_s_own():
-    result = alone(FanoutConfig(target_nodes=("same", "same")), steps=Echo())
+    result = vote_of("same", "same")
 
     assert "same" == result.output
     assert {"votes": {"same": 2}, "needed": 2} == result.metadata
 
 
 def test_a_fanout_alone_names_itself_when_nobody_agrees():
-    error = alone(FanoutConfig(target_nodes=("one", "other")), steps=Echo()).error
+    error = vote_of("one", "other").error
 
     assert error is not None
     assert (ErrorCode.GATE_FAILED, "n") == (error.code, error.node_id)

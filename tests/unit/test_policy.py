@@ -122,10 +122,20 @@ def test_an_asked_for_delay_uses_up_its_jitter():
 # --- where the token goes --------------------------------------------------------------------------------
 
 
+#: What a config of these types cannot do without.
+NEEDED: dict[NodeType, dict[str, Any]] = {
+    NodeType.TOOL: {"tool_id": "t"},
+    NodeType.FANOUT: {"target_nodes": ["inner"]},
+    NodeType.LOOP: {"body_node": "inner"},
+    NodeType.TIMEOUT: {"inner_node": "inner"},
+}
+
+
 def onward(
     policy: str, absorbed: int = 0, *, kind: NodeType = NodeType.MODEL, on_error: str | None = None, most: int = 3
 ) -> Onward:
-    node = NodeDefinition(id="n", type=kind, config=NodeConfig(), on_error=on_error)
+    parts = {"id": "n", "type": kind, "config": NEEDED.get(kind, {}), "on_error": on_error}
+    node = NodeDefinition.model_validate(parts)
     config = ExecutorConfig.model_validate({"failure_policy": policy, "max_node_failures": most})
     return after_failure(node, config, absorbed)
 

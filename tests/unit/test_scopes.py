@@ -1,4 +1,4 @@
-"""Scopes: what is over, who is told, and how a stubborn task is stopped."""
+"""Scopes: what is over, and who is told."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 
 from tests.support.nodes import now_ms
 from tests.support.runs import run_clean
-from tinyllm.scopes import CutShort, Scope, stop_task
-from tinyllm.testing.loop import run
+from tinyllm.scopes import CutShort, Scope
 
 pytestmark = pytest.mark.unit
 
@@ -145,7 +144,7 @@ def test_a_scope_that_was_left_is_forgotten_by_the_one_around_it():
         with Scope() as outer:
             with Scope(outer):
                 pass
-            return dict(outer._children)
+            return dict(outer._children or {})
 
     assert {} == run_clean(main())
 
@@ -223,7 +222,7 @@ def test_waiting_leaves_nothing_on_the_task():
         task = asyncio.create_task(asyncio.sleep(at(5)))
         with Scope(deadline=at(1)) as scope:
             await scope.wait(task)
-            left = dict(scope._waiters), task.done()
+            left = dict(scope._wakers or {}), task.done()
         await task
         return left
 
@@ -311,89 +310,3 @@ def test_sleeping_until_now_takes_no_time_and_still_asks():
             return now_ms()
 
     assert 0.0 == run_clean(main())
-
-
-# --- stopping tasks --------------------------------------------------------------------------------------
-
-
-async def stubborn(log: list[float], times: int | None) -> str:
-    while times is None or len(log) < times:
-        try:
-            await asyncio.sleep(3_600)
-        except asyncio.CancelledError:
-            log.append(now_ms())
-    return "at last"
-
-
-def stopped(times: int | None, *, grace_ms: float, began_ms: float = 0) -> tuple[bool, list[float], float]:
-    """Whether the task ended, when it was cancelled, and when stop_task was through."""
-    log: list[float] = []
-
-    async def main() -> tuple[bool, list[float], float]:
-        await until(began_ms)
-        task = asyncio.create_task(stubborn(log, times))
-        await asyncio.sleep(0)
-        ended = await stop_task(task, grace_s=grace_ms / 1_000)
-        return ended, list(log), now_ms()
-
-    return run(main())
-
-
-def test_an_obedient_task_ends_at_once():
-    async def main() -> tuple[bool, bool, float]:
-        task = asyncio.create_task(asyncio.sleep(3_600))
-        await asyncio.sleep(0)
-        return await stop_task(task, grace_s=1), task.cancelled(), now_ms()
-
-    assert (True, True, 0.0) == run_clean(main())
-
-
-def test_a_task_that_is_done_is_left_alone():
-    async def main() -> bool:
-        task = asyncio.create_task(asyncio.sleep(0, "x"))
-        await until(1)
-        return await stop_task(task, grace_s=1) and task.result() == "x"
-
-    assert run_clean(main()) is True
-
-
-def test_a_task_that_has_not_begun_never_begins():
-    log: list[str] = []
-
-    async def begin() -> None:
-        log.append("begun")
-
-    async def main() -> bool:
-        return await stop_task(asyncio.create_task(begin()), grace_s=1)
-
-    assert run_clean(main()) is True
-    assert [] == log
-
-
-def test_it_is_cancelled_at_each_of_its_first_ten_awaits_without_time_passing():
-    assert (True, [0.0] * 10, 0.0) == stopped(10, grace_ms=1_000)
-
-
-def test_then_at_intervals_that_share_the_grace():
-    assert (True, [0.0] * 10 + [0.0, 100.0, 200.0], 200.0) == stopped(13, grace_ms=1_000)
-
-
-def test_a_task_that_never_ends_is_given_up_when_the_grace_is_over():
-    ended, log, through = stopped(None, grace_ms=1_000)
-
-    assert (False, 1_000.0) == (ended, through)
-    assert [100.0 * k for k in range(10)] == log[10:]
-
-
-def test_without_any_grace_it_is_given_up_after_its_first_awaits():
-    ended, log, through = stopped(None, grace_ms=0)
-
-    assert (False, 0.0) == (ended, through)
-    assert 11 == len(log)
-
-
-@pytest.mark.parametrize("began_ms", range(12))
-@pytest.mark.parametrize("grace_ms", [10, 30, 70, 100])
-def test_the_grace_is_exact_whenever_it_begins(began_ms, grace_ms):
-    """Its end is a sum of floats, which may lie a hair beyond the moment it means."""
-    assert began_ms + grace_ms == stopped(None, grace_ms=grace_ms, began_ms=began_ms)[2]

@@ -218,7 +218,7 @@ def test_equal_moments_are_equal_numbers():
     trace.add(EventKind.RUN_STARTED)
     trace.add(EventKind.RUN_ENDED)
 
-    assert [200.0, 200.0] == [event.at_ms for event in trace.events]
+    assert [200.0, 200.0] == [event.at_ms for event in trace]
 
 
 def test_a_trace_is_not_printed_with_its_result():

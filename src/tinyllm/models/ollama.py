@@ -46,7 +46,10 @@ class OllamaClient:
         token = _key.set(request.idempotency_key)
         try:
             answer = await self._client(request.model).chat(
-                model=request.model, messages=_messages(request), options=_options(request)
+                model=request.model,
+                messages=_messages(request),
+                options=_options(request),
+                format=None if request.response_schema is None else dict(request.response_schema),
             )
             text = checked_text(answer.message.content or "")
         except ollama.ResponseError as error:

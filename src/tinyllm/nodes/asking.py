@@ -71,18 +71,30 @@ def default_prompt(message: Message) -> str:
     raise NodeError(ErrorCode.VALIDATION_ERROR, "there is nothing to ask: content and task are null")
 
 
+def prompt_named(prompt_id: str | None, context: ExecutionContext) -> str | None:
+    """The prompt of this name that was handed to the executor; None for no name, or an unknown one."""
+    return None if prompt_id is None else context.prompts.get(prompt_id)
+
+
+def equal_name(answer: str, names: Sequence[str]) -> str | None:
+    """The name that `answer` equals without case and outer white space, else without outer punctuation, or None."""
+    for shaped in (_folded, _bare):
+        for name in names:
+            if shaped(name) and shaped(name) == shaped(answer):
+                return name
+    return None
+
+
 def meant_name(answer: str, names: Sequence[str]) -> str | None:
     """The name that `answer` means, or None.
 
     The name that it equals without case and outer white space, and, failing that, without outer
     punctuation; else the only name that occurs in it as a whole word.
     """
-    for shaped in (_folded, _bare):
-        for name in names:
-            if shaped(name) and shaped(name) == shaped(answer):
-                return name
-    text = answer.casefold()
-    occurring = {folded: name for name in reversed(names) if (folded := _folded(name)) and _occurs(folded, text)}
+    equal = equal_name(answer, names)
+    if equal is not None:
+        return equal
+    occurring = {folded: name for name in reversed(names) if (folded := _folded(name)) and occurs(name, answer)}
     return next(iter(occurring.values())) if len(occurring) == 1 else None
 
 
@@ -104,5 +116,7 @@ def _is_outer(character: str) -> bool:
     return character.isspace() or unicodedata.category(character)[0] in "PS"
 
 
-def _occurs(name: str, text: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
+def occurs(name: str, text: str) -> bool:
+    """Whether `name` occurs in `text` as a whole word, ignoring case; a blank name does not."""
+    folded = _folded(name)
+    return bool(folded) and re.search(rf"(?<!\w){re.escape(folded)}(?!\w)", text.casefold()) is not None

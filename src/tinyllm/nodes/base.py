@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, TypeVar
 
 from tinyllm.config import NodeConfig, NodeDefinition
-from tinyllm.context import ExecutionContext
-from tinyllm.message import Message, MessagePayload, NodeResult
+from tinyllm.context import ExecutionContext, Steps
+from tinyllm.errors import UsageError
+from tinyllm.message import ErrorInfo, Message, MessagePayload, NodeResult
 
 C = TypeVar("C", bound=NodeConfig)
 
@@ -20,15 +21,20 @@ class BaseNode(ABC):
 
     def __init__(self, definition: NodeDefinition) -> None:
         self.definition = definition
+        self.config = definition.config
         self.id = definition.id
 
     @abstractmethod
     async def execute(self, message: Message, context: ExecutionContext) -> NodeResult:
         """One attempt. Raises NodeError to fail with a code; any other exception fails as `UNKNOWN`."""
 
+    def instead_of(self, error: ErrorInfo, message: Message, context: ExecutionContext) -> Message | None:  # noqa: ARG002
+        """What a step puts out whose last attempt failed with `error`; None: it fails. Most nodes have nothing."""
+        return None
+
     def config_as(self, kind: type[C]) -> C:
         """This node's config, checked to be of `kind`."""
-        config = self.definition.config
+        config = self.config
         if not isinstance(config, kind):
             raise TypeError(f"{self.id} has a {type(config).__name__}, not a {kind.__name__}")
         return config
@@ -36,15 +42,23 @@ class BaseNode(ABC):
 
 def passed_on(message: Message, context: ExecutionContext, **fields: Any) -> Message:
     """The payload received, without `error`, with the named fields replaced, as a child message."""
-    return context.child_of(message, passed_payload(message, **fields))
+    return context.child_owning(message, passed_payload(message, **fields))
 
 
 def passed_payload(message: Message, **fields: Any) -> MessagePayload:
-    return message.payload.replace(**{"error": None, **fields})
+    fields.setdefault("error", None)
+    return message.payload.replace(**fields)
 
 
 def success(message: Message, *next_nodes: str, **metadata: Any) -> NodeResult:
     """A successful result with one output message."""
-    return NodeResult(
-        success=True, output_messages=[message], next_nodes=list(next_nodes), metadata=metadata
-    )
+    if not next_nodes and not metadata:
+        return NodeResult(success=True, output_messages=[message])
+    return NodeResult(success=True, output_messages=[message], next_nodes=[*next_nodes], metadata=metadata)
+
+
+def inner_steps(context: ExecutionContext) -> Steps:
+    """What a wrapper runs its inner nodes with; raises UsageError where there are none to run."""
+    if context.steps is None:
+        raise UsageError("a wrapper runs other nodes: execute it through an Executor, with the graph they are in")
+    return context.steps

@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
-from tinyllm.message import MessagePayload, TaskPayload
+from tinyllm.errors import NodeError
+from tinyllm.message import ErrorInfo, MessagePayload, TaskPayload
 from tinyllm.testing import reference
 from tinyllm.testing.faults import FaultPlan
 from tinyllm.testing.history import History, RunRecord
 from tinyllm.testing.script import TOKENS_IN, Ask, Script
+from tinyllm.tools.registry import default_tools
 from tinyllm.trace import EventKind, RunResult
 
 #: A nanosecond for each sum of floats that means the same moment.
 ELAPSED_TOLERANCE_NS = 1_000
+
+
+#: What every ErrorInfo has as JSON: wherever in a payload these keys stand together, an error stands.
+_ERROR_KEYS = frozenset(ErrorInfo.model_fields)
+
+
+def unjudged(history: History, record: RunRecord) -> str | None:
+    """Why the reference cannot know how this run should have ended; None if it can."""
+    if history.paused:
+        return "a hold let time pass, and no script knows how long a call took"
+    if record.result is None or record.started_ns is None or record.ended_ns is None:
+        return "it has no result"
+    if record.cancelled_ns is not None:
+        return "it was cancelled, and the moment decides"
+    if history.config.max_message_bytes is not None:
+        return "max_message_bytes counts the ids and times of messages"
+    if history.config.breaker is not None and not _is_alone(history, record):
+        return "it shared circuit breakers with other runs"
+    return None
+
+
+def _is_alone(history: History, record: RunRecord) -> bool:
+    """Whether no other run began before this one's end."""
+    others = (other.started_ns for other in history.runs if other is not record)
+    return all(started_ns is None or started_ns > (record.ended_ns or 0) for started_ns in others)
 
 
 def disagreements(history: History, record: RunRecord) -> Iterator[str]:
@@ -50,8 +80,30 @@ def _interpreted(history: History, record: RunRecord, script: Script) -> tuple[t
         return reply(call)
 
     seed = seed_of(record.result)
-    outcomes = reference.interpret(history.graph, history.config, task.to_payload(), noted, seed=seed)
+    outcomes = reference.interpret(
+        history.graph, history.config, task.to_payload(), noted, seed=seed, tools=tool_reply
+    )
     return outcomes, asked
+
+
+def tool_reply(call: reference.ToolCall) -> reference.ToolReply:
+    """What a built-in tool gives: they are pure and never wait."""
+    return _tool_reply(call.tool_id, json.dumps(call.arguments))
+
+
+@lru_cache(maxsize=4_096)
+def _tool_reply(tool_id: str, arguments: str) -> reference.ToolReply:
+    tool = _TOOLS.get(tool_id)
+    loop = asyncio.new_event_loop()
+    try:
+        return reference.ToolReply(output=loop.run_until_complete(tool.call(json.loads(arguments))))
+    except NodeError as error:
+        return reference.ToolReply(error_code=error.code, recoverable=error.recoverable)
+    finally:
+        loop.close()
+
+
+_TOOLS = default_tools()
 
 
 def reference_script(script: Script, *, run: int, started_ns: int) -> Callable[[reference.Call], reference.Reply]:
@@ -93,12 +145,21 @@ def _told_by_engine(result: RunResult) -> Told:
         "error code": None if result.error is None else result.error.code.value,
         "error node": None if result.error is None else result.error.node_id,
         "payload": _comparable(result.message.payload),
-        "path": [event.node_id for event in steps if event.path and "." not in event.path],
+        "path": visits_of(result),
         "steps": result.nodes_executed,
         "attempts": sum(event.kind is EventKind.ATTEMPT_STARTED for event in result.trace),
         "tokens": result.tokens_used,
         "elapsed_ns": round(result.total_latency_ms * 1_000_000),
     }
+
+
+def visits_of(result: RunResult) -> list[str]:
+    """The nodes that the token visited, in order. What a visited timeout wraps has the path of its visit, too."""
+    visited: dict[str, str] = {}
+    for event in result.trace:
+        if event.kind is EventKind.STEP_STARTED and event.path and "." not in event.path:
+            visited.setdefault(event.path, str(event.node_id))
+    return [*visited.values()]
 
 
 def _told_by_reference(outcome: reference.Outcome) -> Told:
@@ -118,12 +179,27 @@ def _told_by_reference(outcome: reference.Outcome) -> Told:
     return told
 
 
-def _comparable(payload: MessagePayload) -> dict[str, Any]:
-    """The payload as JSON; what an error says in words, and its details, are free."""
+def _comparable(payload: MessagePayload) -> Any:
+    """The payload as JSON, without what is free.
+
+    Free is what an error says in words, and its details, wherever in the payload it stands; and of a tool's result
+    the words of its error, its time, and its id, which holds the run's.
+    """
     fields = payload.model_dump(mode="json")
-    if fields["error"] is not None:
-        fields["error"] = {"code": fields["error"]["code"], "node_id": fields["error"]["node_id"]}
-    return fields
+    if fields["tool_result"] is not None:
+        bound = {"call_id": None, "latency_ms": None, "error": fields["tool_result"]["error"] is not None}
+        fields["tool_result"] = {**fields["tool_result"], **bound}
+    return _without_words(fields)
+
+
+def _without_words(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_words(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == _ERROR_KEYS:
+        return {key: it for key, it in value.items() if key not in ("message", "details")}
+    return {key: _without_words(it) for key, it in value.items()}
 
 
 def _differing(actual: Told, expected: Told) -> dict[str, tuple[Any, Any]]:

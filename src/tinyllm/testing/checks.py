@@ -7,17 +7,17 @@ check that itself fails gives `unknown`, which is never taken for `ok`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tinyllm.config import FanoutConfig
+from tinyllm.config import ExecutorConfig, FanoutConfig, LoopConfig, NodeDefinition
 from tinyllm.errors import ErrorCode
-from tinyllm.testing.agreement import disagreements
+from tinyllm.testing.agreement import disagreements, unjudged, visits_of
 from tinyllm.testing.history import History, RunRecord, first_difference
 from tinyllm.testing.reference import TooManyOutcomesError
-from tinyllm.testing.script import NS_PER_MS, models_of
-from tinyllm.trace import EventKind, TraceEvent
+from tinyllm.testing.script import NS_PER_MS, calls_of
+from tinyllm.trace import EventKind, RunResult, TraceEvent
 
 VerdictWord = Literal["ok", "unknown", "bad"]
 
@@ -84,14 +84,11 @@ def settles(history: History) -> Iterator[Breach]:
 def agrees(history: History) -> Iterator[Breach]:
     """Each run's result is one that the reference interpreter allows.
 
-    Not judged: runs that were cancelled, since the moment decides; worlds in which a hold let time pass,
-    since then no script knows how long a call took; runs in which so much meets at one moment that the
-    reference gives up following every order.
+    Not judged: runs of which the reference cannot know enough (`unjudged` says why); runs in which so much meets
+    at one moment that it gives up following every order.
     """
-    if history.paused:
-        return
     for record in history.runs:
-        if record.result is not None and record.cancelled_ns is None:
+        if unjudged(history, record) is None:
             try:
                 reasons = list(disagreements(history, record))
             except TooManyOutcomesError:
@@ -114,7 +111,8 @@ def no_orphans(history: History) -> Iterator[Breach]:
 
 
 def limits_exact(history: History) -> Iterator[Breach]:
-    """k are allowed and k are used at most: steps, attempts, calls, branches at once, milliseconds."""
+    """k are allowed and k are used at most: steps, tokens, messages, attempts, calls, branches at once, iterations,
+    milliseconds."""
     for record in history.runs:
         if record.result is not None:
             for reason, event in _over_limit(history, record, record.result.trace):
@@ -150,28 +148,72 @@ def deterministic(one: History, other: History) -> Verdict:
 Found = tuple[str, int | None]
 
 
-def _over_limit(history: History, record: RunRecord, trace: tuple[TraceEvent, ...]) -> Iterator[Found]:
+def _over_limit(history: History, record: RunRecord, trace: Sequence[TraceEvent]) -> Iterator[Found]:
     config = history.config
     steps = [event for event in trace if event.kind is EventKind.STEP_STARTED]
     if len(steps) > config.max_steps:
         yield f"{len(steps)} steps began, {config.max_steps} are allowed", steps[config.max_steps].sequence
     assert record.result is not None
     error = record.result.error
-    if error is not None and error.code is ErrorCode.BOUNDS_EXCEEDED and len(steps) != config.max_steps:
-        yield f"BOUNDS_EXCEEDED after {len(steps)} steps, {config.max_steps} are allowed", trace[-1].sequence
+    if error is not None and error.code is ErrorCode.BOUNDS_EXCEEDED and not _reached(config, record.result):
+        yield f"BOUNDS_EXCEEDED after {len(steps)} steps, and no bound was reached", trace[-1].sequence
+    yield from _tokens_over_limit(config, record.result)
+    yield from _messages_over_limit(config, record.result)
     yield from _attempts_over_limit(history, trace)
     yield from _calls_over_limit(history, record, trace)
     yield from _branches_over_limit(history, trace)
+    yield from _iterations_over_limit(history, trace)
     if not history.paused:
         yield from _times_over_limit(history, trace)
-        yield from _targets_over_time(history, trace)
+        yield from _inner_steps_over_time(history, trace)
+
+
+def _reached(config: ExecutorConfig, result: RunResult) -> bool:
+    """Whether a run that ended with BOUNDS_EXCEEDED used up what one of its bounds allows."""
+    held = 1 + len(visits_of(result))
+    return (
+        result.nodes_executed == config.max_steps
+        or (config.max_tokens is not None and result.tokens_used > config.max_tokens)
+        or (config.max_messages is not None and (min(held, 2) if config.prune else held) > config.max_messages)
+        or config.max_message_bytes is not None
+    )
+
+
+def _tokens_over_limit(config: ExecutorConfig, result: RunResult) -> Iterator[Found]:
+    """The step that crosses the bound is the last: none begins after its end, and the run tells."""
+    if config.max_tokens is None:
+        return
+    used, over = 0, False
+    for event in result.trace:
+        if event.kind is EventKind.STEP_STARTED and over:
+            yield f"{event.node_id} began after {used} tokens, {config.max_tokens} are allowed", event.sequence
+            return
+        if event.kind is EventKind.ATTEMPT_ENDED:
+            used += event.details.get("tokens", 0)
+        # A step that is cut off does not end by itself, and looks at no bound.
+        over |= event.kind is EventKind.STEP_ENDED and "cut_off" not in event.details and used > config.max_tokens
+    told = result.error is not None and result.error.code in (ErrorCode.BOUNDS_EXCEEDED, *_FROM_OUTSIDE)
+    if used > config.max_tokens and not told:
+        yield f"the run used {used} tokens of {config.max_tokens} and ended {result.status}", result.trace[-1].sequence
+
+
+#: How the run's own deadline and its user end it, whatever else happens at that moment.
+_FROM_OUTSIDE = (ErrorCode.TIMEOUT, ErrorCode.CANCELLED)
+
+
+def _messages_over_limit(config: ExecutorConfig, result: RunResult) -> Iterator[Found]:
+    """Before visit k of a run its input and k - 1 messages are held; pruning leaves two of them."""
+    visits = len(visits_of(result))
+    held = min(visits, 2) if config.prune else visits
+    if config.max_messages is not None and visits > 1 and held > config.max_messages:
+        yield f"{held} messages were held before visit {visits}, {config.max_messages} are allowed", None
 
 
 def _key(event: TraceEvent) -> tuple[str, str]:
     return str(event.path), str(event.node_id)
 
 
-def _attempts_over_limit(history: History, trace: tuple[TraceEvent, ...]) -> Iterator[Found]:
+def _attempts_over_limit(history: History, trace: Sequence[TraceEvent]) -> Iterator[Found]:
     """Per step, which may itself be repeated when a wrapper around it is retried."""
     made: Counter[tuple[str, str]] = Counter()
     for event in trace:
@@ -184,34 +226,64 @@ def _attempts_over_limit(history: History, trace: tuple[TraceEvent, ...]) -> Ite
                 yield f"attempt {made[_key(event)]} of {event.node_id}, {allowed} are allowed", event.sequence
 
 
-def _calls_over_limit(history: History, record: RunRecord, trace: tuple[TraceEvent, ...]) -> Iterator[Found]:
+def _calls_over_limit(history: History, record: RunRecord, trace: Sequence[TraceEvent]) -> Iterator[Found]:
     """What reached the hosts, held against what the trace admits to."""
     attempts = Counter(_key(event) for event in trace if event.kind is EventKind.ATTEMPT_STARTED)
     calls = Counter((call.path, call.ask.node) for call in history.calls_of(record.index))
     for (path, node), count in calls.items():
-        allowed = attempts[path, node] * len(models_of(history.graph.nodes[node].config))
+        allowed = attempts[path, node] * calls_of(history.graph.nodes[node].config)
         if count > allowed:
             yield f"{node} at {path} asked {count} times, its attempts allow {allowed}", None
 
 
-def _branches_over_limit(history: History, trace: tuple[TraceEvent, ...]) -> Iterator[Found]:
-    running: Counter[str] = Counter()
+def _branches_over_limit(history: History, trace: Sequence[TraceEvent]) -> Iterator[Found]:
+    running: dict[str, set[str]] = {}
+    open_at: Counter[str] = Counter()
     around: dict[str, FanoutConfig] = {}
     for event in trace:
-        config = history.graph.nodes[event.node_id].config if event.node_id else None
-        if event.kind is EventKind.STEP_STARTED and isinstance(config, FanoutConfig):
-            around[str(event.path)] = config
-        parent = str(event.path).rpartition(".")[0]
-        if parent not in around or event.kind not in (EventKind.STEP_STARTED, EventKind.STEP_ENDED):
+        if event.kind not in (EventKind.STEP_STARTED, EventKind.STEP_ENDED):
             continue
-        running[parent] += 1 if event.kind is EventKind.STEP_STARTED else -1
-        fanout = around[parent]
-        cap = fanout.max_parallel_branches if fanout.parallel else 1
-        if cap is not None and running[parent] > cap:
-            yield f"{running[parent]} branches at once, {cap} are allowed", event.sequence
+        path, config = str(event.path), history.graph.nodes[str(event.node_id)].config
+        if event.kind is EventKind.STEP_STARTED and isinstance(config, FanoutConfig):
+            around[path] = config
+        # A timeout and the node inside it have one path, and are one branch.
+        open_at[path] += 1 if event.kind is EventKind.STEP_STARTED else -1
+        parent = path.rpartition(".")[0]
+        if parent in around:
+            branches = running.setdefault(parent, set())
+            if open_at[path] > 0:
+                branches.add(path)
+            else:
+                branches.discard(path)
+            allowed = around[parent].at_once
+            if len(branches) > allowed:
+                yield f"{len(branches)} branches at once, {allowed} are allowed", event.sequence
 
 
-def _times_over_limit(history: History, trace: tuple[TraceEvent, ...]) -> Iterator[Found]:
+def _iterations_over_limit(history: History, trace: Sequence[TraceEvent]) -> Iterator[Found]:
+    """In each attempt of a loop its iterations are 1, 2, ..., as many as it may have, one after another."""
+    around: dict[str, LoopConfig] = {}
+    begun: dict[str, set[int]] = {}
+    for event in trace:
+        config = history.graph.nodes[event.node_id].config if event.node_id else None
+        path = str(event.path)
+        if event.kind is EventKind.ATTEMPT_STARTED and isinstance(config, LoopConfig):
+            around[path], begun[path] = config, set()
+        parent, _, number = path.rpartition(".")
+        loop = around.get(parent)
+        if event.kind is not EventKind.STEP_STARTED or loop is None:
+            continue
+        iteration, done = int(number), begun[parent]
+        if iteration > loop.count:
+            yield f"iteration {iteration} of {event.node_id} began, {loop.count} are allowed", event.sequence
+        # A timeout and the node inside it have one path, and are one iteration.
+        if iteration not in (len(done), len(done) + 1) or (iteration in done and event.node_id == loop.body_node):
+            yield f"iteration {iteration} of {event.node_id} began after {len(done)} others", event.sequence
+        done.add(iteration)
+
+
+def _times_over_limit(history: History, trace: Sequence[TraceEvent]) -> Iterator[Found]:
+    """Attempts against their own limit; that of a fanout is its targets'."""
     grace_ms = history.config.cancel_grace_ms
     began: dict[tuple[str, str], float] = {}
     for event in trace:
@@ -226,22 +298,31 @@ def _times_over_limit(history: History, trace: tuple[TraceEvent, ...]) -> Iterat
         yield f"the run took {trace[-1].at_ms} ms of {history.config.timeout_ms}", trace[-1].sequence
 
 
-def _targets_over_time(history: History, trace: tuple[TraceEvent, ...]) -> Iterator[Found]:
-    """A fanout's targets, each with all its attempts, against the time that the fanout allows them."""
+def _inner_steps_over_time(history: History, trace: Sequence[TraceEvent]) -> Iterator[Found]:
+    """What a wrapper runs, each step with all its attempts, against the time that the wrapper allows it."""
     grace_ms = history.config.cancel_grace_ms
-    around: dict[str, FanoutConfig] = {}
-    began: dict[tuple[str, str], float] = {}
+    began: dict[tuple[str, str], tuple[float, NodeDefinition | None]] = {}
+    open_at: dict[str, list[NodeDefinition]] = {}
     for event in trace:
-        config = history.graph.nodes[event.node_id].config if event.node_id else None
+        if event.kind not in (EventKind.STEP_STARTED, EventKind.STEP_ENDED):
+            continue
+        path, node = str(event.path), history.graph.nodes[str(event.node_id)]
+        inside = open_at.setdefault(path, [])
         if event.kind is EventKind.STEP_STARTED:
-            began[_key(event)] = event.at_ms
-            if isinstance(config, FanoutConfig):
-                around[str(event.path)] = config
-        fanout = around.get(str(event.path).rpartition(".")[0])
-        if event.kind is EventKind.STEP_ENDED and fanout is not None:
-            took_ms = event.at_ms - began[_key(event)]
-            if took_ms > fanout.timeout_ms + grace_ms:
-                yield f"{event.node_id} took {took_ms} ms of the {fanout.timeout_ms} of its fanout", event.sequence
+            # A timeout around it has its path; a fanout or loop around it the path without its last part.
+            outer = inside or open_at.get(path.rpartition(".")[0], [])
+            began[_key(event)] = event.at_ms, outer[-1] if outer else None
+            inside.append(node)
+            continue
+        begun = began.get(_key(event))
+        if inside:
+            inside.pop()
+        if begun is None or begun[1] is None:
+            continue
+        took_ms, around = event.at_ms - begun[0], begun[1]
+        if took_ms > around.config.timeout_ms + grace_ms:
+            allowed = f"the {around.config.timeout_ms} of {around.id} around it"
+            yield f"{node.id} took {took_ms} ms of {allowed}", event.sequence
 
 
 # --- accounts ------------------------------------------------------------------------------------------
@@ -253,13 +334,14 @@ _ENDS = {
 }
 
 
-def _imbalances(record: RunRecord, trace: tuple[TraceEvent, ...]) -> Iterator[Found]:
+def _imbalances(record: RunRecord, trace: Sequence[TraceEvent]) -> Iterator[Found]:
     yield from _unpaired(trace)
     causes = Counter(event.cause for event in trace if event.cause is not None)
     for event in trace:
         failed = event.kind is EventKind.ATTEMPT_ENDED and event.code is not None
         if causes[event.sequence] != int(failed):
             yield f"event {event.sequence} is named as cause {causes[event.sequence]} times", event.sequence
+    yield from _steps_without_account(trace)
     result = record.result
     assert result is not None
     steps = sum(event.kind is EventKind.STEP_STARTED for event in trace)
@@ -273,7 +355,23 @@ def _imbalances(record: RunRecord, trace: tuple[TraceEvent, ...]) -> Iterator[Fo
         yield f"total_latency_ms is {result.total_latency_ms}, the caller waited {elapsed_ms}", None
 
 
-def _unpaired(trace: tuple[TraceEvent, ...]) -> Iterator[Found]:
+def _steps_without_account(trace: Sequence[TraceEvent]) -> Iterator[Found]:
+    """Every step makes an attempt, but one that a breaker refused; and a failed step names the attempt that failed."""
+    made: Counter[tuple[str, str]] = Counter()
+    for event in trace:
+        if event.kind is EventKind.STEP_STARTED:
+            made[_key(event)] = 0
+        elif event.kind is EventKind.ATTEMPT_STARTED:
+            made[_key(event)] += 1
+        elif event.kind is EventKind.STEP_ENDED:
+            refused = event.code is ErrorCode.CIRCUIT_OPEN and event.cause is None
+            if refused != (made[_key(event)] == 0):
+                yield f"{event.node_id} made {made[_key(event)]} attempts and ended with {event.code}", event.sequence
+            elif event.code is not None and not refused and event.cause is None:
+                yield f"{event.node_id} ended with {event.code} that no attempt of its own met", event.sequence
+
+
+def _unpaired(trace: Sequence[TraceEvent]) -> Iterator[Found]:
     open_now: Counter[tuple[EventKind, str | None, str | None, int | None]] = Counter()
     latest_ms = 0.0
     for number, event in enumerate(trace):

@@ -7,14 +7,15 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tinyllm.config import MS_MAX, first_details, short, spelled
+from tinyllm.config import MS_MAX, FanoutConfig, ModelConfig, first_details, short, spelled
 from tinyllm.documents import PathKey
 from tinyllm.errors import ErrorCode, GraphConfigError, Problem
-from tinyllm.graph import Graph, wrapped_by
-from tinyllm.testing.agreement import expected_without_faults
+from tinyllm.graph import Graph
+from tinyllm.testing.agreement import expected_without_faults, unjudged
 from tinyllm.testing.checks import Breach, Check
 from tinyllm.testing.history import History, RunRecord
-from tinyllm.testing.script import NS_PER_MS
+from tinyllm.testing.reference import TooManyOutcomesError
+from tinyllm.testing.script import NS_PER_MS, leaves_of, models_of
 
 DEAD_ENDS = (ErrorCode.ROUTING_ERROR, ErrorCode.GATE_FAILED, ErrorCode.BOUNDS_EXCEEDED)
 
@@ -127,9 +128,12 @@ def _succeeds_otherwise(history: History, record: RunRecord) -> bool:
     """
     script = history.script
     constant = all((said.run, said.branch, said.call) == (None, None, None) for said in script.says)
-    if history.paused or not constant or not _targets_agree(history):
+    if not constant or unjudged(history, record) is not None or not _targets_agree(history):
         return False
-    outcomes, asked = expected_without_faults(history, record)
+    try:
+        outcomes, asked = expected_without_faults(history, record)
+    except TooManyOutcomesError:
+        return False
     answered = {call.ask.node for call in history.calls_of(record.index) if call.reply.how == "answered"}
     if answered - asked and script.says:
         return False
@@ -137,12 +141,25 @@ def _succeeds_otherwise(history: History, record: RunRecord) -> bool:
 
 
 def _targets_agree(history: History) -> bool:
-    """Whether each fanout's targets give one answer that counts: an empty one is no vote."""
+    """Whether each fanout's targets give one answer that counts: an empty one is no vote.
+
+    What targets give that wrap others is what all models inside them say. A vote among nodes that are no
+    models is not known to be one of agreement.
+    """
+    graph = history.graph
     answers = {said.node: said.text for said in history.script.says}
-    plain = history.script.plain_answer
-    fanouts = (wrapped_by(node.config) for node in history.graph.definition.nodes)
-    given = [{answers.get(target, plain) for target in targets} for targets in fanouts if targets]
-    return all(len(texts) == 1 and texts.pop().strip() for texts in given)
+    for node in graph.definition.nodes:
+        if not isinstance(node.config, FanoutConfig):
+            continue
+        leaves = {leaf for target in node.config.target_nodes for leaf in leaves_of(graph, target)}
+        asking = {leaf for leaf in leaves if models_of(graph.nodes[leaf].config)}
+        given = {answers.get(leaf, history.script.plain_answer) for leaf in asking}
+        if len(given) > 1 or not all(text.strip() for text in given):
+            return False
+        votes = node.config.aggregation_strategy == "majority_vote"
+        if votes and not all(isinstance(graph.nodes[leaf].config, ModelConfig) for leaf in leaves):
+            return False
+    return True
 
 
 def _hosts_down_throughout(history: History, record: RunRecord) -> tuple[str, ...]:

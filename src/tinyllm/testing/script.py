@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tinyllm.config import GateConfig, ModelConfig, NodeConfig
-from tinyllm.graph import Graph
+from tinyllm.config import GateConfig, ModelConfig, NodeConfig, RouterConfig
+from tinyllm.graph import Graph, wrapped_by
 from tinyllm.testing.faults import CallFaultKind, CutMidBody, FaultPlan, HostDown, Latency, Refused, ServerError
 
 #: How long a healthy host takes to answer.
@@ -128,7 +128,31 @@ def models_of(config: NodeConfig) -> tuple[str, ...]:
         return config.models()
     if isinstance(config, GateConfig) and config.mode != "expression" and config.conditions:
         return (config.model,)
+    if isinstance(config, RouterConfig) and config.mode == "model" and config.routes:
+        return (config.model,)
     return ()
+
+
+def calls_of(config: NodeConfig) -> int:
+    """How many calls one attempt of a node of this config may make: each model's first, and its repairs."""
+    repairs = config.repair_attempts if isinstance(config, ModelConfig) and config.response_schema is not None else 0
+    return len(models_of(config)) * (1 + repairs)
+
+
+def leaves_of(graph: Graph, node_id: str) -> tuple[str, ...]:
+    """The nodes that run when this one does, and wrap nothing: itself, or what lies inside it at any depth."""
+    found: dict[str, None] = {}
+    seen: set[str] = set()
+    waiting = [node_id]
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            inside = wrapped_by(graph.nodes[name].config)
+            waiting += reversed(inside)
+            if not inside:
+                found[name] = None
+    return tuple(found)
 
 
 def hosts_of(graph: Graph) -> dict[str, str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import AsyncGeneratorType, FrameType
 from typing import Any, Final
 
+from tinyllm.leaf import driven_by
 from tinyllm.testing.tasks import SimulatedFuture, SimulatedTask
 
 __all__ = ["Waiting", "waiting"]
@@ -62,6 +63,9 @@ def _frames(awaited: object) -> Iterator[FrameType]:
                 if frame is not None:
                     yield frame
                 awaited = getattr(awaited, inner_name)
+                if awaited is None and frame is not None:
+                    # The engine drives a node's coroutine by hand.
+                    awaited = driven_by(frame)
                 break
         else:
             # One step of an asynchronous generator does not say whose step it is; its references do.

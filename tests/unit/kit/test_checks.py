@@ -9,9 +9,10 @@ import pytest
 
 from tests.support.nodes import Acting, blocks, says, swallows
 from tests.support.runs import a_graph, a_line, node
-from tinyllm.config import ExecutorConfig
+from tinyllm.config import CircuitBreakerConfig, ExecutorConfig
 from tinyllm.errors import ErrorCode
 from tinyllm.message import ErrorInfo
+from tinyllm.testing.agreement import unjudged, visits_of
 from tinyllm.testing.checks import (
     ENGINE_CHECKS,
     Breach,
@@ -425,7 +426,7 @@ def test_the_bounds_are_exceeded_only_when_all_steps_are_used():
     history = play(Scenario(config=ExecutorConfig(max_steps=2)), LINE)
 
     assert [] == reasons(limits_exact, history)
-    assert [f"run-{n}: BOUNDS_EXCEEDED after 2 steps, 3 are allowed" for n in (1, 2)] == reasons(
+    assert [f"run-{n}: BOUNDS_EXCEEDED after 2 steps, and no bound was reached" for n in (1, 2)] == reasons(
         limits_exact, limited(history, max_steps=3)
     )
 
@@ -509,7 +510,203 @@ def test_times_are_not_judged_in_a_world_in_which_a_hold_let_time_pass(kind, tol
     assert told == len(reasons(limits_exact, replace(history, holds=(hold,))))
 
 
+def test_the_step_that_crosses_the_bound_of_tokens_is_the_last(plain):
+    assert ["run-1: end began after 4 tokens, 3 are allowed", "run-1: the run used 4 tokens of 3 and ended succeeded"] == (
+        reasons(limits_exact, limited(plain, max_tokens=3))[:2]
+    )
+    assert [] == reasons(limits_exact, limited(plain, max_tokens=4))
+
+
+@pytest.mark.parametrize("tokens", [0, 3, 4])
+def test_a_run_that_is_ended_by_its_tokens_passes(tokens):
+    assert [] == reasons(limits_exact, play(Scenario(config=ExecutorConfig(max_tokens=tokens)), LINE))
+
+
+def test_a_visit_more_than_messages_allow_is_told(plain):
+    told = [f"run-{n}: 3 messages were held before visit 3, 2 are allowed" for n in (1, 2)]
+
+    assert told == reasons(limits_exact, limited(plain, max_messages=2))
+    assert [] == reasons(limits_exact, limited(plain, max_messages=3))
+    assert [] == reasons(limits_exact, limited(plain, max_messages=2, prune=True))
+
+
+@pytest.mark.parametrize("prune", [False, True])
+@pytest.mark.parametrize("held", [1, 2, 3])
+def test_a_run_that_is_ended_by_its_messages_passes(held, prune):
+    config = ExecutorConfig(max_messages=held, prune=prune)
+
+    assert [] == reasons(limits_exact, play(Scenario(config=config), LINE))
+
+
+def looped(count, **settings):
+    """A loop over a timeout over a model."""
+    return a_graph(
+        {
+            "work": node("loop", body_node="limit", max_iterations=count, **settings),
+            "limit": node("timeout", inner_node="ask", timeout_ms=50, retry_count=1, retry_delay_ms=0),
+            "ask": node("model", model="m1"),
+        },
+        [("start", "work"), ("work", "end")],
+    )
+
+
+def test_an_iteration_more_than_allowed_is_told_with_its_event():
+    history = play(Scenario(), looped(3))
+    found = list(limits_exact(replace(history, graph=looped(2))))
+    third = [e for e in history.runs[0].result.trace if e.kind is EventKind.STEP_STARTED and e.path == "2.3"]
+
+    assert Breach(reason="run-1: iteration 3 of limit began, 2 are allowed", run=0, event=third[0].sequence) == found[0]
+    assert [] == reasons(limits_exact, history)
+
+
+def test_an_iteration_that_is_left_out_is_told():
+    history = play(Scenario(), looped(3))
+
+    def change(events):
+        events[:] = [
+            replace(event, path=f"{event.path[:-1]}3") if (event.path or "").startswith("2.2") else event
+            for event in events
+        ]
+
+    assert "run-1: iteration 3 of limit began after 1 others" in reasons(limits_exact, with_events(history, change))
+
+
+def test_what_is_repeated_inside_an_iteration_is_no_iteration():
+    slow = tuple(OnCall(run=0, node="ask", branch=".2", call=call, fault=Latency(delay_ms=60)) for call in (0,))
+    history = play(Scenario(faults=FaultPlan(calls=slow)), looped(3))
+
+    assert "succeeded" == history.runs[0].result.status
+    assert 4 == len(history.calls_of(0))
+    assert [] == reasons(limits_exact, history)
+
+
+def test_what_takes_longer_than_the_timeout_around_it_is_told():
+    history = lived(looped(1), {"ask": blocks(1_051)})
+
+    assert "run-1: ask took 1051.0 ms of the 50 of limit around it" in reasons(limits_exact, history)
+    assert [] == reasons(limits_exact, lived(looped(1), {"ask": blocks(500)}))
+
+
+def test_repairs_allow_further_calls():
+    schema = {"type": "object", "required": ["a"]}
+    graph = a_line(node("model", model="m1", response_schema=schema, repair_attempts=2))
+    history = play(Scenario(), graph)
+
+    assert 3 == len(history.calls_of(0))
+    assert [] == reasons(limits_exact, history)
+    assert "run-1: work at 2 asked 3 times, its attempts allow 1" in reasons(limits_exact, replace(history, graph=LINE))
+
+
+# --- what is compared ----------------------------------------------------------------------------------
+
+BREAKING = ExecutorConfig(failure_policy="skip_failed", breaker=CircuitBreakerConfig(threshold=1))
+TWICE = a_graph(
+    {"work": node("model", model="m1"), "again": node("model", model="m1")},
+    [("start", "work"), ("work", "again"), ("again", "end")],
+)
+BROKEN = FaultPlan(calls=(OnCall(run=0, node="work", fault=ServerError()),))
+
+
+@pytest.mark.parametrize(
+    ("scenario", "why"),
+    [
+        (Scenario(), None),
+        (Scenario(config=BREAKING), None),
+        (Scenario(runs=(RunPlan(), RunPlan(start_ms=5)), config=BREAKING), "it shared circuit breakers with other runs"),
+        (Scenario(runs=(RunPlan(), RunPlan(start_ms=5))), None),
+        (Scenario(config=ExecutorConfig(max_message_bytes=10**6)), "max_message_bytes counts the ids and times of messages"),
+        (Scenario(runs=(RunPlan(cancel_after_ms=5),)), "it was cancelled, and the moment decides"),
+        (Scenario(schedule=PAUSE), "a hold let time pass, and no script knows how long a call took"),
+    ],
+)
+def test_what_the_reference_cannot_know_is_not_judged(scenario, why):
+    history = play(scenario, LINE)
+
+    assert why == unjudged(history, history.runs[0])
+    assert "ok" == judge(history, {"agrees": agrees})[0].verdict
+
+
+def test_a_run_after_another_that_shared_its_breakers_is_not_judged():
+    history = play(Scenario(config=BREAKING), LINE)
+
+    assert "it shared circuit breakers with other runs" == unjudged(history, history.runs[1])
+
+
+TOOLS = a_graph(
+    {
+        "work": node("fanout", target_nodes=["sum", "cut", "lost"]),
+        "sum": node("tool", tool_id="calculator"),
+        "cut": node("tool", tool_id="calculator", continue_on_error=True, input_mapping={"expression": "task"}),
+        "lost": node("tool", tool_id="json_parse"),
+        "again": node("tool", tool_id="calculator", continue_on_error=True),
+    },
+    [("start", "work"), ("work", "again"), ("again", "end")],
+)
+
+
+@pytest.mark.parametrize("content", ["1 + 1", "one", "[1]", ""])
+def test_what_tools_give_is_compared_but_for_words_and_times(content):
+    history = play(Scenario(runs=(RunPlan(content=content),)), TOOLS)
+
+    assert "agrees" in ENGINE_CHECKS
+    assert [] == reasons(agrees, history)
+
+
+def test_another_result_of_a_tool_is_told():
+    history = play(Scenario(runs=(RunPlan(content="1 + 1"),)), TOOLS)
+    message = history.runs[0].result.message
+    wrong = message.payload.tool_result.model_copy(update={"success": not message.payload.tool_result.success})
+    changed = message.model_copy(update={"payload": message.payload.replace(tool_result=wrong)})
+
+    assert reasons(agrees, with_result(history, message=changed))[0].startswith("run-1: payload is ")
+
+
+def test_another_code_inside_the_results_of_a_fanout_is_told():
+    history = play(Scenario(runs=(RunPlan(content="1 + 1"),)), TOOLS)
+    message = history.runs[0].result.message
+    text = message.to_json()
+    assert 1 == text.count('"TOOL_ERROR"')
+    changed = type(message).from_json(text.replace('"TOOL_ERROR"', '"TIMEOUT"'))
+
+    assert reasons(agrees, with_result(history, message=changed))[0].startswith("run-1: payload is ")
+
+
+def test_what_a_timeout_wraps_is_no_visit():
+    graph = a_graph(
+        {"work": node("timeout", inner_node="ask"), "ask": node("model", model="m1")},
+        [("start", "work"), ("work", "end")],
+    )
+    history = play(Scenario(), graph)
+
+    assert ["start", "work", "end"] == visits_of(history.runs[0].result)
+    assert [] == reasons(agrees, history)
+
+
 # --- accounts balance ----------------------------------------------------------------------------------
+
+
+def test_a_step_that_a_breaker_refuses_makes_no_attempt():
+    history = play(Scenario(faults=BROKEN, config=BREAKING), TWICE)
+    ended = [e.sequence for e in history.runs[0].result.trace if e.kind is EventKind.STEP_ENDED][2]
+
+    assert "CIRCUIT_OPEN" == history.runs[0].result.trace[ended].code
+    assert [] == reasons(accounts_balance, history)
+    assert ["run-1: again made 0 attempts and ended with TIMEOUT"] == reasons(
+        accounts_balance, with_event(history, ended, code=ErrorCode.TIMEOUT)
+    )
+
+
+def test_a_timeout_that_goes_on_names_the_attempt_that_failed():
+    graph = a_graph(
+        {"work": node("timeout", inner_node="ask", timeout_ms=5, on_timeout="skip"), "ask": node("model", model="m1")},
+        [("start", "work"), ("work", "end")],
+    )
+    history = play(Scenario(), graph)
+    ended = first(history, EventKind.STEP_ENDED, "work")
+
+    assert "succeeded" == history.runs[0].result.status
+    assert [] == reasons(accounts_balance, history)
+    assert reasons(accounts_balance, with_event(history, ended, cause=None))
 
 
 def without(history, sequence):

@@ -321,7 +321,6 @@ def test_nothing_is_at_stake_without_the_promise():
         Scenario(faults=down("m1", start_ms=5)),
         Scenario(faults=down("m1", duration_ms=5), runs=(RunPlan(start_ms=10),)),
         Scenario(faults=replace(down("m1"), calls=(OnCall(run=0, node="work", fault=Refused()),))),
-        Scenario(faults=down("m1"), runs=(RunPlan(cancel_after_ms=0),)),
         Scenario(faults=down("m1"), says=(Says(node="work", text="x", run=0),)),
         Scenario(faults=down("m1"), says=(Says(node="work", text="x", call=0),)),
         Scenario(faults=down("m1"), says=(Says(node="work", text="x", branch=""),)),
@@ -332,7 +331,6 @@ def test_nothing_is_at_stake_without_the_promise():
         "down later",
         "up again",
         "another fault",
-        "cancelled",
         "says per run",
         "says per call",
         "says per branch",
@@ -343,6 +341,60 @@ def test_a_run_in_which_not_only_hosts_were_down_throughout_is_not_judged(scenar
     history = play(scenario, ONE)
 
     assert (False, []) == (judged(history), reasons(history, tolerates_failures=1))
+
+
+def test_a_run_that_was_cancelled_is_not_judged():
+    graph = a_line(node("model", model="m1", retry_count=1))
+    history = play(Scenario(faults=down("m1"), runs=(RunPlan(cancel_after_ms=5),)), graph)
+
+    assert "cancelled" == history.runs[0].result.status
+    assert (False, []) == (judged(history), reasons(history, tolerates_failures=1))
+
+
+def wrapped_vote(**third):
+    """A vote of three models, each behind a loop or a timeout, and of a third that is something else."""
+    return a_graph(
+        {
+            "work": node("fanout", target_nodes=["a", "b", "c"], aggregation_strategy="majority_vote", quorum=2),
+            "a": node("loop", body_node="one", fixed_count=1),
+            "b": node("timeout", inner_node="two"),
+            "c": third or node("model", model="m3"),
+            "one": node("model", model="m1"),
+            "two": node("model", model="m2"),
+        },
+        [("start", "work"), ("work", "end")],
+    )
+
+
+@pytest.mark.parametrize(("one", "two", "stake"), [("a", "a", True), ("a", "b", False), (" ", " ", False)])
+def test_targets_that_wrap_models_give_what_those_say(one, two, stake):
+    says = tuple(Says(node=name, text=text) for name, text in (("one", one), ("two", two), ("c", one)))
+    history = play(Scenario(faults=down("m2"), says=says), wrapped_vote())
+
+    assert stake == judged(history)
+    assert [] == reasons(history, tolerates_failures=1)
+
+
+def test_a_vote_among_others_than_models_is_not_judged():
+    graph = wrapped_vote(**node("transform", transforms=[]))
+    history = play(Scenario(faults=down("m1")), graph)
+
+    assert (False, []) == (judged(history), reasons(history, tolerates_failures=1))
+
+
+@pytest.mark.parametrize("strategy", ["all", "first_success", "best_score"])
+def test_other_strategies_are_judged_with_whatever_targets(strategy):
+    graph = a_graph(
+        {
+            "work": node("fanout", target_nodes=["one", "two"], aggregation_strategy=strategy),
+            "one": node("model", model="m1"),
+            "two": node("transform", transforms=[]),
+        },
+        [("start", "work"), ("work", "end")],
+    )
+    history = play(Scenario(faults=down("m1")), graph)
+
+    assert (True, []) == (judged(history), reasons(history, tolerates_failures=1))
 
 
 def test_targets_of_one_fanout_that_disagree_are_not_judged():

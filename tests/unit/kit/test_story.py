@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.graphs_text import framed
+from tinyllm.config import CircuitBreakerConfig, ExecutorConfig
 from tinyllm.graph import Graph, build_graph, load_graph, parse_graph
 from tinyllm.testing.checks import Breach, judge
 from tinyllm.testing.faults import FaultPlan, HostDown, Latency, OnCall
@@ -66,8 +67,8 @@ def told(scenario: Scenario, check: str = DEAD_END, graph: Graph = JUDGE) -> sto
     return stories.tell(finding_of(scenario, check, graph), graph)
 
 
-def text_of(scenario: Scenario, check: str = DEAD_END) -> str:
-    return stories.render(told(scenario, check), path="s.json")
+def text_of(scenario: Scenario, check: str = DEAD_END, graph: Graph = JUDGE) -> str:
+    return stories.render(told(scenario, check, graph), path="s.json")
 
 
 def timeline(text: str) -> list[str]:
@@ -147,6 +148,67 @@ def test_retries_and_what_each_was_met_with_are_told():
     assert ["waits 500 ms before it tries again"] == [line for line in what if line.startswith("waits")]
     assert 2 == sum(line.startswith("asks qwen2.5:3b on qwen2.5-3b") for line in what)
     assert "leads to sorry (on_error)" in what
+
+
+NESTED = parse_graph(
+    framed(
+        """
+        - {id: again, type: loop, config: {body_node: limit, fixed_count: 2}}
+        - {id: limit, type: timeout, config: {inner_node: vote, timeout_ms: 1000, on_timeout: skip}}
+        - {id: vote, type: fanout, config: {target_nodes: [ask]}}
+        - {id: ask, type: model}
+        - {id: judge, type: gate, config: {conditions: []}}
+        """,
+        edges="""
+        - {from_node: start, to_node: again}
+        - {from_node: again, to_node: judge}
+        - {from_node: judge, to_node: done}
+        """,
+    ),
+)
+
+
+def test_steps_inside_wrappers_say_where_they_are():
+    slow = OnCall(run=0, node="ask", branch=".2.1", fault=Latency(delay_ms=2_000))
+    lines = stories.render(told(Scenario(faults=FaultPlan(calls=(slow,))), graph=NESTED), path=None).splitlines()
+    text = "\n".join(" ".join(line.split()) for line in lines)
+
+    for line in (
+        "0.000 run-1 again begins (loop, path 2)",
+        "0.000 run-1 limit begins (timeout, path 2.1, iteration 1 of again)",
+        "0.000 run-1 vote begins (fanout, path 2.1, at most 1000 ms inside limit)",
+        "0.000 run-1 ask begins (model, path 2.1.1, target 1 of vote)",
+        "10.000 run-1 limit begins (timeout, path 2.2, iteration 2 of again)",
+        "1010.000 run-1 ask is cut off: deadline",
+        "1010.000 run-1 limit goes on all the same (on_timeout: skip)",
+    ):
+        assert line in text
+
+
+def test_a_breaker_that_opens_and_refuses_is_told():
+    config = ExecutorConfig(failure_policy="skip_failed", breaker=CircuitBreakerConfig(threshold=1), max_messages=2, prune=True)
+    text = text_of(Scenario(faults=FaultPlan(lasting=(HostDown(host=HOST),)), config=config), graph=REFUSED)
+
+    assert "run-1 ask turns its circuit breaker from closed to open" in " ".join(text.split())
+    assert "run-1 more fails at once: its circuit breaker is open" in " ".join(text.split())
+    assert "1 old messages are dropped" in text
+
+
+REFUSED = parse_graph(
+    framed(
+        """
+        - {id: ask, type: model}
+        - {id: more, type: model}
+        - {id: judge, type: gate, config: {conditions: []}}
+        """,
+        edges="""
+        - {from_node: start, to_node: ask}
+        - {from_node: ask, to_node: more}
+        - {from_node: more, to_node: judge}
+        - {from_node: judge, to_node: done, condition: "False"}
+        """,
+    )
+)
 
 
 def test_a_host_that_is_down_is_told_before_it_is_asked():

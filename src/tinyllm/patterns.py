@@ -1,0 +1,34 @@
+"""Regular expressions of graph files: RE2's, which take time in proportion to the text and so cannot hang."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import re2
+
+from tinyllm.errors import PatternError
+
+_OPTIONS = re2.Options()
+#: The library would write what it refuses to stderr; we say it ourselves.
+_OPTIONS.log_errors = False
+
+
+@lru_cache(maxsize=256)
+def compiled(pattern: str) -> Any:
+    """The pattern, ready to search; raises PatternError for what RE2 refuses, as back-references."""
+    try:
+        return re2.compile(pattern, _OPTIONS)
+    except re2.error as error:
+        reason = error.args[0]
+        text = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+        raise PatternError(f"RE2 refuses the pattern: {text[:200]}") from None
+
+
+def group_of(pattern: str, group: int | str) -> int:
+    """The number of a group that is named by number or name; raises PatternError if there is none."""
+    expression = compiled(pattern)
+    number = expression.groupindex.get(group) if isinstance(group, str) else group
+    if number is None or not 0 <= number <= expression.groups:
+        raise PatternError(f"the pattern has no group {group!r}")
+    return int(number)
