@@ -9,7 +9,11 @@ TINYLLM_PROFILE ?= ci
 # Set to measure coverage in the same run: the report is left to `coverage report`.
 COV ?=
 
+BENCH_ARGS ?=
+
 BIN := .venv/bin
+# What the engine is compared with lives in an environment of its own.
+BENCH := .venv-bench
 # Where uv is not on the PATH, the rule for this file installs it.
 UV := $(or $(shell command -v uv 2>/dev/null),$(BIN)/uv)
 PIP_INSTALL = $(UV) pip install --quiet --python $(BIN)/python
@@ -19,7 +23,7 @@ PYTEST = TINYLLM_PROFILE=$(TINYLLM_PROFILE) $(BIN)/python -P -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help check test test-unit test-chaos test-stress test-cov test-cov-gate lint types lock tox clean
+.PHONY: help check test test-unit test-chaos test-stress test-cov test-cov-gate lint types lock bench tox clean
 # pytest starts three times slower when it cannot keep its rewritten modules.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -55,11 +59,14 @@ lint: .venv/lint.stamp  ## ruff, and the arrows between the modules
 types: .venv/lint.stamp  ## mypy, strict for src and strategies
 	@$(BIN)/mypy
 
+bench: $(BENCH)/stamp  ## the engine side by side with others; options in BENCH_ARGS="--rounds 20"
+	@$(BENCH)/bin/python -P benchmarks/engine.py $(BENCH_ARGS)
+
 tox: .venv/tox.stamp  ## every tox environment, or TOX_ARGS="-e wheel"
 	@$(BIN)/tox run $(TOX_ARGS)
 
 clean:  ## remove environments, reports and caches; keep .hypothesis and .tinyllm
-	@rm -rf .venv .tox dist htmlcov coverage.xml .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache \
+	@rm -rf .venv .venv-bench .tox dist htmlcov coverage.xml .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache \
 		.import_linter_cache
 	@find src strategies tests -name __pycache__ -prune -exec rm -rf {} +
 
@@ -74,6 +81,14 @@ clean:  ## remove environments, reports and caches; keep .hypothesis and .tinyll
 .venv/test.stamp .venv/lint.stamp .venv/tox.stamp: .venv/%.stamp: requirements/%.txt .venv/main.stamp
 	@echo "Installing requirements/$*.txt into .venv" >&2
 	@$(PIP_INSTALL) --require-hashes -r $<
+	@touch $@
+
+# Not locked: the comparison is with the newest there is. Remove the folder to get newer ones.
+$(BENCH)/stamp: benchmarks/requirements.txt requirements/main.txt pyproject.toml | $(UV) $(BIN)/python
+	@echo "Installing the benchmark's environment into $(BENCH)" >&2
+	@$(UV) venv --quiet --allow-existing --python $(BIN)/python $(BENCH)
+	@$(UV) pip install --quiet --python $(BENCH)/bin/python -c requirements/main.txt -r benchmarks/requirements.txt \
+		--editable .
 	@touch $@
 
 $(BIN)/python:
@@ -99,7 +114,8 @@ MAIN_IN = pyproject.toml --extra testing requirements/main.in
 
 lock: | $(UV)  ## write requirements/*.txt anew; LOCK_ARGS=--upgrade takes newer versions
 	@$(COMPILE) $(MAIN_IN) -o requirements/main.txt
-	@$(COMPILE) $(MAIN_IN) requirements/test.in -c requirements/main.txt -o requirements/test.txt
-	@$(COMPILE) $(MAIN_IN) requirements/test.in requirements/lint.in -c requirements/test.txt -o requirements/lint.txt
+	@$(COMPILE) $(MAIN_IN) --extra draw requirements/test.in -c requirements/main.txt -o requirements/test.txt
+	@$(COMPILE) $(MAIN_IN) --extra draw requirements/test.in requirements/lint.in -c requirements/test.txt \
+		-o requirements/lint.txt
 	@$(COMPILE) requirements/uv.in -o requirements/uv.txt
 	@$(COMPILE) requirements/tox.in -c requirements/lint.txt -c requirements/uv.txt -o requirements/tox.txt

@@ -1,7 +1,11 @@
-"""Tasks that begin at once, inside whoever starts them, and take turns of the loop only if they wait for something.
+"""Tasks of the engine: such as begin at once, and such as can be left to somebody else.
 
-What Python 3.12 calls eager tasks, for 3.11 too, and cheaper: coroutines that never wait share one task. Each
-sees the same `asyncio.current_task()` from its first line to its last.
+Eager tasks take turns of the loop only if they wait for something: what Python 3.12 calls by that name, for 3.11 too,
+and cheaper, since coroutines that never wait share one task. Each sees the same `asyncio.current_task()` from its first
+line to its last.
+
+A movable coroutine goes on in a new task after `yield MOVE`. The old one has then ended: whoever still holds it, as a
+timeout does inside a node that was abandoned, can no longer cancel the engine with it.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import asyncio
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import copy_context
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -37,6 +41,74 @@ class Ended(Generic[T]):
         return True
 
 
+class Moved(Generic[T]):
+    """The result of a task whose coroutine goes on in another."""
+
+    def __init__(self, task: asyncio.Task[T | Moved[T]]) -> None:
+        self.task = task
+
+
+#: What a coroutine yields to go on in a new task.
+MOVE: Final = object()
+
+
+class Movable(Coroutine[Any, Any, Any]):
+    """What a task runs whose coroutine may `yield MOVE`; the task's result is then `Moved`."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._coroutine: Coroutine[Any, Any, Any] | None = coroutine
+
+    def send(self, value: Any) -> Any:
+        assert self._coroutine is not None
+        return self._turn(self._coroutine.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        assert self._coroutine is not None
+        return self._turn(self._coroutine.throw, *error)
+
+    def _turn(self, turn: Callable[..., Any], *what: Any) -> Any:
+        awaited = turn(*what)
+        if awaited is not MOVE:
+            return awaited
+        coroutine, self._coroutine = self._coroutine, None
+        assert coroutine is not None
+        raise StopIteration(Moved(asyncio.get_running_loop().create_task(Movable(coroutine))))
+
+    def close(self) -> None:
+        if self._coroutine is not None:
+            self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        raise NotImplementedError("a task runs this; nobody awaits it")
+
+    # Whoever looks at a task's coroutine to see whether it has begun, and where it waits, sees the real one.
+
+    @property
+    def cr_await(self) -> Any:
+        return getattr(self._coroutine, "cr_await", None)
+
+    @property
+    def cr_code(self) -> Any:
+        return getattr(self._coroutine, "cr_code", Movable.send.__code__)
+
+    @property
+    def cr_frame(self) -> Any:
+        return getattr(self._coroutine, "cr_frame", None)
+
+    @property
+    def cr_running(self) -> bool:
+        return bool(getattr(self._coroutine, "cr_running", False))
+
+    @property
+    def cr_suspended(self) -> bool:
+        return bool(getattr(self._coroutine, "cr_suspended", False))
+
+
+def can_move(task: asyncio.Task[Any]) -> bool:
+    """Whether the coroutine that this task runs may `yield MOVE`."""
+    return isinstance(task.get_coro(), Movable)
+
+
 class EagerTasks(Generic[T]):
     """Starts coroutines one after another, without a turn of the loop between them."""
 
@@ -44,7 +116,7 @@ class EagerTasks(Generic[T]):
         self._starter = asyncio.current_task()
         self._spare: _Adopter | None = None
 
-    def start(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T] | Ended[T]:
+    def start(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T | Moved[T]] | Ended[T]:
         """Run it until it waits or ends: its task, or how it ended.
 
         Raises KeyboardInterrupt, as the loop would.
@@ -65,11 +137,11 @@ class EagerTasks(Generic[T]):
         self._spare = None
 
 
-class _Adopter(Coroutine[Any, Any, Any]):
+class _Adopter(Movable):
     """What a task runs: nothing, or a coroutine that has begun before the task's first turn."""
 
     def __init__(self) -> None:
-        self._coroutine: Coroutine[Any, Any, Any] | None = None
+        self._coroutine = None
         self._awaited: Any = None
         self._taken_up = False
         self._context = copy_context()
@@ -112,7 +184,7 @@ class _Adopter(Coroutine[Any, Any, Any]):
         if not self._taken_up:
             self._taken_up = True
             return self._awaited
-        return self._turned(self._coroutine.send, value)
+        return self._turn(self._coroutine.send, value)
 
     def throw(self, *error: Any) -> Any:
         """The task's turn after it was cancelled, or what it waits for failed."""
@@ -120,40 +192,11 @@ class _Adopter(Coroutine[Any, Any, Any]):
         if self._coroutine is None:
             self.task = None
             raise error[0]
-        return self._turned(self._coroutine.throw, *error)
+        return self._turn(self._coroutine.throw, *error)
 
-    def _turned(self, turn: Callable[..., Any], *what: Any) -> Any:
+    def _turn(self, turn: Callable[..., Any], *what: Any) -> Any:
         try:
-            return turn(*what)
+            return super()._turn(turn, *what)
         except BaseException:
             self.task = None
             raise
-
-    def close(self) -> None:
-        if self._coroutine is not None:
-            self._coroutine.close()
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        raise NotImplementedError("a task runs this; nobody awaits it")
-
-    # Whoever looks at a task's coroutine to see whether it has begun, and where it waits, sees the real one.
-
-    @property
-    def cr_await(self) -> Any:
-        return getattr(self._coroutine, "cr_await", None)
-
-    @property
-    def cr_code(self) -> Any:
-        return getattr(self._coroutine, "cr_code", _Adopter.send.__code__)
-
-    @property
-    def cr_frame(self) -> Any:
-        return getattr(self._coroutine, "cr_frame", None)
-
-    @property
-    def cr_running(self) -> bool:
-        return bool(getattr(self._coroutine, "cr_running", False))
-
-    @property
-    def cr_suspended(self) -> bool:
-        return bool(getattr(self._coroutine, "cr_suspended", False))

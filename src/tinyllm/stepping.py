@@ -16,10 +16,10 @@ from pydantic import ValidationError
 
 from tinyllm.breaker import CircuitBreaker, Permit
 from tinyllm.context import ExecutionContext, Joined, StepOutcome
-from tinyllm.eager import EagerTasks, Ended
+from tinyllm.eager import EagerTasks, Ended, Moved
 from tinyllm.errors import ErrorCode, NodeError
 from tinyllm.failures import clean, error_of, error_of_result
-from tinyllm.leaf import ABANDONED, Begun, Raised, begin_leaf, settled
+from tinyllm.leaf import ABANDONED, Begun, Raised, begin_leaf, is_cancelling, settled
 from tinyllm.message import ErrorInfo, Message, MessagePayload, NodeResult, checked_json
 from tinyllm.models.base import ModelClient
 from tinyllm.nodes.base import BaseNode
@@ -93,12 +93,17 @@ class Stepper:
         outcome: StepOutcome | None = None
         try:
             attempt = Attempt(self, node, path, 1, scope, variables)
+            if node.wraps and fails_at is not None:
+                # All targets of a fanout begin before any node inside one of them does.
+                await asyncio.sleep(0)
             outcome = self._begun(attempt, message) or await self._to_the_end(attempt, message)
             if outcome.error is None:
                 self.trace.step_succeeded(node.id, path, 1, attempt.tokens)
             else:
                 outcome = await self._after_failed(attempt, message, outcome)
         except CutShort as cut:
+            # A failed attempt before that was not the step's end.
+            outcome = None
             if cut.scope is fails_at:
                 outcome = StepOutcome(message, error=ErrorInfo(code=ErrorCode.TIMEOUT, message="", node_id=node.id))
             self._check_tokens(scope)
@@ -142,8 +147,10 @@ class Stepper:
 
     def _is_cancelling(self, attempt: Attempt) -> bool:
         """Whether the node cancelled the engine's task that it ran in: the walk's, or that of a branch."""
-        task = self._task if attempt.scope is self._scope else asyncio.current_task()
-        return task is not None and bool(task.cancelling())
+        task = self._task if attempt.scope is self._scope else None
+        # The walk's own task is known, unless the walk had to leave it to a node.
+        task = asyncio.current_task() if task is None or task.done() else task
+        return task is not None and is_cancelling(task)
 
     async def _to_the_end(self, attempt: Attempt, message: Message) -> StepOutcome:
         """The rest of an attempt that waits."""
@@ -485,15 +492,17 @@ class _Branches:
         self._someone_ended: asyncio.Future[None] | None = None
         self.tasks: EagerTasks[StepOutcome] = EagerTasks()
         #: Those whose end was not taken in yet: a task, or for one that never waited how it ended.
-        self.running: dict[int, asyncio.Task[StepOutcome] | Ended[StepOutcome]] = {}
+        self.running: dict[int, asyncio.Task[StepOutcome | Moved[StepOutcome]] | Ended[StepOutcome]] = {}
         self.outcomes: dict[int, StepOutcome] = {}
         self.decided_by: int | None = None
 
     def start(self, index: int, work: Coroutine[Any, Any, StepOutcome], *, name: str) -> None:
-        started = self.tasks.start(work, name=name)
-        if isinstance(started, asyncio.Task):
-            started.add_done_callback(self._wake)
-        self.running[index] = started
+        self._await(index, self.tasks.start(work, name=name))
+
+    def _await(self, index: int, branch: asyncio.Task[StepOutcome | Moved[StepOutcome]] | Ended[StepOutcome]) -> None:
+        if isinstance(branch, asyncio.Task):
+            branch.add_done_callback(self._wake)
+        self.running[index] = branch
 
     def _wake(self, _: object) -> None:
         if self._someone_ended is not None and not self._someone_ended.done():
@@ -510,6 +519,9 @@ class _Branches:
             try:
                 outcome = self.running.pop(index).result()
             except CutShort:
+                continue
+            if isinstance(outcome, Moved):
+                self._await(index, outcome.task)
                 continue
             self.outcomes[index] = outcome
             if self.decided_by is None and self._stop_at == ("success" if outcome.success else "failure"):

@@ -63,10 +63,19 @@ class RunStream:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Cancel the run unless it has ended, and wait until it has; what it told meanwhile can still be read."""
+        """Cancel the run unless it has ended, and wait until it has; what it told meanwhile can still be read.
+
+        Raises CancelledError, if the caller is cancelled while it waits, once the run has ended.
+        """
         self._run.cancel()
+        cancelled: asyncio.CancelledError | None = None
         while not self._task.done():
-            await asyncio.wait({self._task})
+            try:
+                await asyncio.wait({self._task})
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
     def _heard(self, event: TraceEvent) -> None:
         self._events.append(event)

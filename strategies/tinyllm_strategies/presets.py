@@ -116,7 +116,7 @@ COMMON = st.sampled_from(
         retry_count=(None, 1, 2),
         retry_delay_ms=(None, 0, 10),
         retry_backoff=(None, "exponential"),
-        timeout_ms=(*[None] * 9, 10, 15, 1_010),
+        timeout_ms=(*[None] * 5, 10, 15, 1_010, *[None] * 5),
     )
 )
 #: A wrapper has limits of its own, and is not retried as often: that would multiply what it runs.
@@ -125,31 +125,31 @@ ASKING = st.sampled_from(
     combined(
         model=MODELS,
         fallback_models=(None, None, ["m2"], ["m1", "m3"]),
-        fallback_timeout_ms=(*[None] * 4, 10, 15),
-        enable_fallback=(None, None, False),
-        prompt_template=(*[None] * 4, "{content}", "{task}?", "{{task}}", "{structured.context}"),
+        fallback_timeout_ms=(None, None, 10, 15, None, None),
+        enable_fallback=(None, False, None),
+        prompt_template=(None, None, "{structured.context}", "{content}", "{task}?", "{{task}}", None, None),
     )
 )
 ANSWERING = st.sampled_from(
     (*[{}] * 14, *combined(response_schema=SCHEMAS, repair_attempts=(None, 0, 2), system_prompt=(None, "{task}")))
 )
-STRATEGIES = st.sampled_from(("all", "majority_vote", "first_success", "majority_vote", "best_score"))
+STRATEGIES = st.sampled_from(("all", "majority_vote", "first_success", "best_score", "majority_vote", "best_score"))
 FANOUTS = st.sampled_from(
     combined(
-        parallel=(None, None, False),
-        max_parallel_branches=(None, None, 1, 2),
-        require_all_success=(None, None, None, True),
-        fail_fast=(None, None, None, True),
-        timeout_ms=(*[None] * 8, 10, 20, 1_010),
+        parallel=(None, False, None),
+        max_parallel_branches=(None, 1, 2, None),
+        require_all_success=(None, None, True, None),
+        fail_fast=(None, True, None, None),
+        timeout_ms=(*[None] * 4, 10, 20, 1_010, *[None] * 4),
     )
 )
-QUORUMS = st.sampled_from((None, 1, None, 2, 1))
-SCORES = st.sampled_from(("tokens_out", "score", "tokens_out", "quality_score", "iteration"))
+QUORUMS = st.sampled_from((None, 1, 2, None, 1))
+SCORES = st.sampled_from(("tokens_out", "score", "tokens_out", "quality_score", "tokens_out"))
 LOOPS = st.sampled_from(
     combined(
         condition_type=("fixed_count", "until_success", "until_condition", "while_condition"),
         max_iterations=(2, 1, 3),
-        timeout_ms=(*[None] * 5, 15, 20, 25, 1_010, 10),
+        timeout_ms=(None, None, 15, 20, 25, 1_010, 10, None, None, None),
         continue_on_error=(None, True),
     )
 )
@@ -179,13 +179,13 @@ _COMPOUNDS = [*product(((0, 1), (0,), (0, 1, 2), (1, 2), (1, 0)), (0, 1))]
 COMPOUNDS = st.sampled_from([*[()] * 20, *((it,) for it in _COMPOUNDS for _ in range(5)), *product(_COMPOUNDS, repeat=2)])
 TRANSFORMS = st.lists(st.sampled_from(STEPS), max_size=3)
 CALLS = st.sampled_from((*TOOLS, *({**tool, "continue_on_error": True} for tool in TOOLS)))
-EVALUATIONS = st.sampled_from((None, None, None, "{content}", "{structured.context}"))
-REQUIRED = st.sampled_from((*[()] * 25, ("content",), ("structured",)))
-EXITS = st.sampled_from((*["success"] * 9, *STATUSES))
+EVALUATIONS = st.sampled_from((None, None, "{content}", "{structured.context}", None, None))
+REQUIRED = st.sampled_from((*[()] * 15, ("content",), ("structured",), *[()] * 15))
+EXITS = st.sampled_from((*["success"] * 6, *STATUSES, *["success"] * 6))
 _RULES = [*product(CONDITIONS, (0, 1, 2))]
 #: Conditional edges of one node: their conditions and priorities.
 EDGES = st.sampled_from([*[()] * 900, *((rule,) for rule in _RULES for _ in range(20)), *product(_RULES, repeat=2)])
-FORWARD = st.sampled_from((*[(None, 0)] * 18, (None, 1), (CONDITIONS[0], 0)))
+FORWARD = st.sampled_from((*[(None, 0)] * 12, (None, 1), (CONDITIONS[0], 0), *[(None, 0)] * 12))
 _COUNT = len(CONDITIONS)
 _TRIPLES = [
     (CONDITIONS[first], CONDITIONS[(first * step + 3) % _COUNT], CONDITIONS[(first + step) % _COUNT])

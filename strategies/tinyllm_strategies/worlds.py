@@ -38,16 +38,17 @@ _CANCELS = st.sampled_from((*[None] * 45, 0, 5, 10, 15, 1_000))
 _POLICIES: st.SearchStrategy[FailurePolicy] = st.sampled_from((*get_args(FailurePolicy), "skip_failed"))
 _LIMITS: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
     (
-        *[{}] * 80,
+        *[{}] * 40,
         *({"max_steps": steps} for steps in (0, 1, 3, 4, 5, 8)),
         *({"timeout_ms": timeout_ms} for timeout_ms in (10, 20, 25, 1_010)),
         *({"max_tokens": tokens} for tokens in (0, 4, 8, 12)),
         *({"max_messages": held, "prune": prune} for held in (1, 2, 4) for prune in (False, True)),
         *(
             {"breaker": CircuitBreakerConfig(threshold=threshold, cooldown_s=cooldown_s)}
-            for threshold in (1, 2, 3)
-            for cooldown_s in (0.0, 0.01, 0.02, 1.0)
+            for threshold in (1, 2, 1, 3)
+            for cooldown_s in (1.0, 0.0, 0.01, 0.02, 30.0)
         ),
+        *[{}] * 40,
     )
 )
 _STORMY = st.sampled_from((False, True, True))

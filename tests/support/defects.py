@@ -31,7 +31,7 @@ from tinyllm.nodes.timeout import TimeoutNode
 from tinyllm.nodes.tool import ToolNode
 from tinyllm.nodes.transform import TransformNode
 from tinyllm.running import Run, _Walk
-from tinyllm.stepping import InnerLimit, InnerSteps, Stepper, _Attempt, _Branches
+from tinyllm.stepping import InnerLimit, InnerSteps, Stepper, _Branches
 
 
 @dataclass(frozen=True)
@@ -91,28 +91,28 @@ CORE_DEFECTS = (
     ),
     Defect(
         "a leaked task",
-        Run._leaf,
-        "await self._stop(task, where)",
-        "self._loop.create_task(asyncio.sleep(3), name='leak')",
+        Stepper._cut_off,
+        "attempt.ended = True",
+        "asyncio.get_running_loop().create_task(asyncio.sleep(3), name='leak')",
     ),
-    Defect("a step too many", Stepper.step, "self.steps >= ", "self.steps > "),
+    Defect("a step too many", Stepper.step, "self.steps >= self._steps_max", "self.steps > self._steps_max"),
     Defect("a step uncounted in a fanout", Stepper.step, "self.steps += 1", "self.steps += '.' not in path"),
-    Defect("an attempt that runs on when it is cut off", Run._stop, "if task.done():", "if True:"),
+    Defect("an attempt that runs on when it is cut off", leaf._Stopper.stop, "self._cancel()", "pass"),
     Defect(
         "a retry that forgets the deadline",
-        Stepper._attempts,
-        "await scope.sleep_until(self._loop.time() + delay_ms / 1_000)",
+        Stepper._after_failed,
+        "await scope.sleep_until(self.now() + delay_ms / 1_000)",
         "await asyncio.sleep(delay_ms / 1_000)",
     ),
     Defect(
         "a deadline that loses ties",
-        Run._leaf,
-        "is None:\n            # A node that cancelled",
-        "is None or task.done():\n            # A node that cancelled",
+        Stepper._ended,
+        "attempt.is_late())",
+        "attempt.is_late() and type(result) is not NodeResult)",
     ),
     Defect(
         "a run deadline off by one",
-        Run.__init__,
+        Run.walk,
         "self._config.timeout_ms / 1_000",
         "(self._config.timeout_ms + 1) / 1_000",
     ),
@@ -135,7 +135,7 @@ CORE_DEFECTS = (
     Defect("an empty answer that votes", fanout.count_votes, "if answer:", "if True:"),
     Defect("a fanout that ignores failures", FanoutNode._result, "if failed and (config.require_all_success or config.fail_fast):", "if False:"),
     Defect("a fanout without a cap", InnerSteps.run_targets, "len(branches.running) < at_once and ", ""),
-    Defect("a fanout that does not fail fast", _Branches.collect, "self._group.close(SIBLING)", "pass"),
+    Defect("a fanout that does not fail fast", _Branches.collect, "self._group.close(SIBLING)", "self._stop_at is self"),
     Defect(
         "a target without a limit of its own", InnerSteps._run_target, "timeout_ms / 1_000) as limit", "timeout_ms) as limit"
     ),
@@ -145,7 +145,7 @@ CORE_DEFECTS = (
         "return delay\n",
         "self._retry += 1\n        return delay * 2 ** (self._retry - 1)\n",
     ),
-    Defect("a jitter of another path", Stepper._attempts, "path=path)\n    attempt", "path='1')\n    attempt"),
+    Defect("a jitter of another path", Stepper._after_failed, "seed=self._seed, path=path)", "seed=self._seed, path='1')"),
     Defect(
         "an error way that degrades",
         Run._after_failure,
@@ -159,12 +159,12 @@ CORE_DEFECTS = (
     Defect(
         "unconditional edges first",
         Run._go_on,
-        "if edge.condition is not None and self._holds",
-        "if edge.condition is None or self._holds",
+        "(self._first_that_holds(conditional, node.id) if conditional else None) or otherwise",
+        "otherwise or self._first_that_holds(conditional, node.id)",
     ),
     Defect(
         "conditions on the message received",
-        Run._visit,
+        Run._after_visit,
         "walk.message = outcome.message",
         "walk.message = outcome.message if node.definition.type is NodeType.EXIT else walk.message",
     ),
@@ -262,7 +262,7 @@ LOOP_DEFECTS = (
         "outcome.message.payload.content",
     ),
     Defect("a failure that ends until_success", LoopNode.execute, ' or config.condition_type == "until_success"', ""),
-    Defect("a loop that never continues", LoopNode.execute, "(config.continue_on_error or ", "("),
+    Defect("a loop that never continues", LoopNode.execute, "goes_on = config.continue_on_error or ", "goes_on = "),
     Defect(
         "a while that let none begin and fails",
         LoopNode._ended,
@@ -284,16 +284,15 @@ TIMEOUT_DEFECTS = (
     Defect("a timeout twice as long", TimeoutNode.execute, ".limit(config.timeout_ms)", ".limit(2 * config.timeout_ms)"),
     Defect(
         "an action before the retries",
-        Stepper._attempts,
-        "if not may_retry(config, attempt.number, failure):",
-        "if not may_retry(config, attempt.number, failure) or (\n"
-        "            node.instead_of(failure, message, attempt.context(message_variables={}))\n        ):",
+        Stepper._after_failed,
+        "if not may_retry(node.config, attempt.number, failure):",
+        "if not may_retry(node.config, attempt.number, failure) or node.instead_of(failure, message, attempt):",
     ),
-    Defect("a limit inside that wins ties", InnerLimit.over, "outermost is None or outermost is self._scope", "True"),
+    Defect("a limit inside that wins ties", InnerLimit.over, "outermost is None or outermost is self._scope", "self._scope.over() or outermost is None"),
 )
 
 ROUTER_DEFECTS = (
-    Defect("the first compound route", router.best_compound, "len(set(route.domains))", "0"),
+    Defect("the first compound route", router.best_compound, "len(route.domains), ", "0, "),
     Defect("a compound route of any label", router.best_compound, "all(", "any("),
     Defect("a compound route that hides", RouterNode._labelled, '"compound_route": True', '"compound_route": False'),
     Defect(
@@ -351,7 +350,7 @@ MODEL_DEFECTS = (
 )
 
 GUARD_DEFECTS = (
-    Defect("a token too few", Stepper.step, "self.tokens > self._config.max_tokens", "self.tokens >= self._config.max_tokens"),
+    Defect("a token too few", Stepper._check_tokens, "self.tokens > self._tokens_max", "self.tokens >= self._tokens_max"),
     Defect("a message too many", HeldMessages.exceeded, "> config.max_messages:", "> config.max_messages + 1:"),
     Defect("the newest message pruned", HeldMessages.prune, "> 2:", "> 1:"),
     Defect("a failure too many for a breaker", CircuitBreaker.ended, ">= self.config.threshold", "> self.config.threshold"),

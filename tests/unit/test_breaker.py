@@ -184,6 +184,13 @@ def test_from_the_moment_of_its_cooldown_one_is_let_through(after_ms, expected):
     assert ["MODEL_ERROR", "MODEL_ERROR", expected] == codes_of(guarded(turning(M, M)), [0, 0, after_ms])
 
 
+@pytest.mark.parametrize("cooldown_s", [0.1, 0.3, 0.7, 1.1, 0.001])
+def test_the_cooldown_is_exact_at_moments_that_floats_cannot_hold(cooldown_s):
+    executor = guarded(turning(M, M), breaker=breaker(2, cooldown_s))
+
+    assert [OPEN, None] == codes_of(executor, [13.7, 100.1, round(cooldown_s * 1_000) - 0.001, 0.001])[2:]
+
+
 def test_the_cooldown_counts_from_the_end_of_the_step_that_opened_it():
     executor = guarded(in_turn(fails(), fails(after_ms=500), says("ok")))
 

@@ -7,8 +7,9 @@ import contextlib
 import contextvars
 import gc
 import inspect
+import itertools
 import sys
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from tests.support.nodes import now_ms
 from tests.support.runs import run_clean
+from tinyllm.eager import Movable, Moved
 from tinyllm.leaf import ABANDONED, Raised, run_leaf
 from tinyllm.scopes import Scope
 from tinyllm.testing.loop import SimulatedLoop, run
@@ -46,13 +48,15 @@ async def leaf(call: Call, scope: Scope | None = None, *, within_ms: float = LON
         result = await run_leaf(call, around, deadline=deadline, grace_s=grace_ms / 1_000, name="the node")
         assert not around._wakers
         assert not around._children
-    assert (0, name) == (task.cancelling(), task.get_name())
+    # One that was left to its node is the node's.
+    mine = a_task() is task
+    assert not mine or (0, name) == (task.cancelling(), task.get_name())
     began_ms = now_ms()
     for _ in range(5):
         # A cancellation that was asked for and has not arrived yet would arrive here.
         await asyncio.sleep(0)
-    assert (0, began_ms) == (task.cancelling(), now_ms())
-    assert task is asyncio.current_task()
+    assert (0, began_ms) == (task.cancelling() if mine else 0, now_ms())
+    assert mine or isinstance(task.result(), Moved)
     return result
 
 
@@ -192,13 +196,12 @@ ERRORS = [
 
 
 EVERY_WAY = [(error, when) for error in ERRORS for when in ("made", "begun", "waited", "future")]
-FATAL = pytest.mark.xfail(reason="GeneratorExit of a future closes the engine's coroutines instead")
 
 
 @pytest.mark.parametrize(
     ("error", "when"),
     [
-        pytest.param(*way, marks=[FATAL] if isinstance(way[0], GeneratorExit) and way[1] == "future" else [])
+        pytest.param(*way)
         for way in EVERY_WAY
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
@@ -233,7 +236,7 @@ def test_a_cancelled_future_that_it_awaits_is_its_failure():
 
 
 @pytest.mark.parametrize(
-    "error", [pytest.param(GeneratorExit(), marks=FATAL), SystemExit(3), ValueError("x")], ids=repr
+    "error", [GeneratorExit(), SystemExit(3), ValueError("x")], ids=repr
 )
 def test_what_a_future_raises_can_be_caught_and_waited_after(error):
     async def work() -> tuple[bool, float]:
@@ -837,8 +840,8 @@ def test_what_an_abandoned_node_does_later_disturbs_nothing():
         await until(1_000)
         return result is ABANDONED, at_ms, names, engine.cancelling()
 
-    assert (True, 105.0, ["an abandoned node"], 0) == run_clean(main())
-    assert [(300.0, "inside", "an abandoned node", 0), 350.0] == later
+    assert (True, 105.0, ["the node"], 0) == run_clean(main())
+    assert [(300.0, "inside", "the node", 0), 350.0] == later
 
 
 def test_an_abandoned_node_can_be_cancelled_by_others_and_ends_with_the_loop():
@@ -878,12 +881,9 @@ async def in_tasks(how: str, log: list[float]) -> None:
             await asyncio.shield(task)
 
 
-DEAF = pytest.mark.xfail(reason="a cancellation that never arrives is never followed by giving up: it waits for ever")
-
-
 @pytest.mark.parametrize(
     "how",
-    [pytest.param("task", marks=DEAF), pytest.param("gather", marks=DEAF), "group", "wait", "shield"],
+    ["task", "gather", "group", "wait", "shield"],
 )
 def test_a_node_that_waits_for_a_task_that_swallows_is_left_to_itself_no_later_than_its_grace(how):
     loop = SimulatedLoop()
@@ -930,7 +930,6 @@ def test_own_cancellation_without_an_await_after_it_is_a_failure(waited_before):
     assert isinstance(raised(led(work)), asyncio.CancelledError)
 
 
-@pytest.mark.xfail(reason="the cancellation hides the error")
 @pytest.mark.parametrize("waited_before", [False, True])
 def test_own_cancellation_does_not_hide_the_error_that_is_raised_before_it_arrives(waited_before):
     """As of a task that fails before its cancellation arrived."""
@@ -959,9 +958,6 @@ def test_own_cancellation_that_was_swallowed_is_over(waited_before, times):
     assert "x" == led(work)
 
 
-@pytest.mark.xfail(
-    sys.version_info < (3, 13), reason="it arrives in the engine: before Python 3.13 uncancel() leaves it pending"
-)
 @pytest.mark.parametrize("waited_before", [False, True])
 def test_own_cancellation_that_was_taken_back_before_it_arrived(waited_before):
     """Before Python 3.13 a cancellation arrives even if it was taken back; it must arrive in the node or nowhere."""
@@ -1161,7 +1157,8 @@ class Program:
 
 MS = st.integers(0, 4)
 PLAIN = ("sleep", "sleep", "future", "broken future", "cancelled future", "cancel me", "raise")
-AROUND = ("timeout", "wait for", "shield", "group", "gather", "swallow", "catch", "finally")
+#: Without `wait_for`: that of Python 3.11 loses exceptions when two timeouts meet.
+AROUND = ("timeout", "shield", "group", "gather", "swallow", "catch", "finally")
 #: Without what is cut off at odds with its grace: see the tests that are expected to fail.
 CUTTABLE = ("timeout", "shield", "group", "swallow", "catch", "finally")
 
@@ -1172,7 +1169,12 @@ def programs(around: tuple[str, ...]) -> st.SearchStrategy[tuple[Do, ...]]:
         return st.builds(Do, st.sampled_from(around), MS, bodies)
 
     one = st.recursive(st.builds(Do, st.sampled_from(PLAIN), MS), statements, max_leaves=8)
-    return st.lists(one, min_size=1, max_size=4).map(tuple)
+    return st.lists(one, min_size=1, max_size=4).map(lambda program: timed(program, itertools.count()))
+
+
+def timed(program: Iterable[Do], numbers: Iterator[int]) -> tuple[Do, ...]:
+    """The program with times of which no two sums are equal: within one moment the order is the loop's affair."""
+    return tuple(Do(do.what, 2 ** next(numbers), timed(do.body, numbers)) for do in program)
 
 
 Outcome = tuple[Any, list[tuple[Any, ...]]]
@@ -1181,7 +1183,10 @@ Outcome = tuple[Any, list[tuple[Any, ...]]]
 def through_a_leaf(program: tuple[Do, ...], **how: Any) -> Outcome:
     async def main() -> Outcome:
         running = Program(program)
-        result = await leaf(running.main, **how)
+        # As the engine does, in a task that can be left to a node: what that does to it later reaches nobody.
+        result: Any = await asyncio.create_task(Movable(leaf(running.main, **how)))
+        while isinstance(result, Moved):
+            result = await result.task
         at = (now_ms(), shown(result))
         await running.clean_up()
         return at, running.log
@@ -1208,10 +1213,10 @@ def shown(result: Any) -> str:
 
 @given(programs(AROUND))
 def test_a_program_that_nobody_cuts_off_does_the_same_as_in_a_task_of_its_own(program):
-    assert in_a_task(program) == through_a_leaf(program)
+    assert in_a_task(program) == through_a_leaf(program, within_ms=2**40)
 
 
-@given(programs(CUTTABLE), st.integers(0, 12), st.sampled_from([0, 1, 10]))
+@given(programs(CUTTABLE), st.integers(0, 200), st.sampled_from([0, 1, 10]))
 def test_a_program_that_is_cut_off_did_the_same_until_then_and_ends_within_its_grace(program, cut_ms, grace_ms):
     (at_ms, _), whole = in_a_task(program)
     (cut_at_ms, told), log = through_a_leaf(program, within_ms=cut_ms, grace_ms=grace_ms)

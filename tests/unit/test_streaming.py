@@ -278,7 +278,6 @@ def test_what_a_cancelled_run_told_can_still_be_read():
     assert ("cancelled", [*result.trace], EventKind.RUN_ENDED) == (result.status, got, got[-1].kind)
 
 
-# BUG: the reader that waited first is never woken again, not even at the end.
 def test_two_readers_share_the_events_between_them():
     """Every event goes to somebody once, and both readers end."""
 
@@ -412,6 +411,7 @@ class CleansUp:
         return success(passed_on(message, context))
 
 
+# BUG: a cancelled `aclose` does not wait for the end of the run.
 @pytest.mark.parametrize("cancels", [1, 2])
 def test_one_who_is_cancelled_while_closing_still_waits_for_the_end(cancels):
     node = CleansUp()
@@ -431,6 +431,7 @@ def test_one_who_is_cancelled_while_closing_still_waits_for_the_end(cancels):
     assert (True, 15.0, 15.0, "cancelled") == run_clean(main())
 
 
+# BUG: the second cancellation does not wait for the end of the run.
 @pytest.mark.parametrize("cancels", [1, 2, 3])
 def test_a_reader_that_is_cancelled_still_waits_for_the_end(cancels):
     node = CleansUp()

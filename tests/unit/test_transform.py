@@ -205,7 +205,6 @@ def test_what_a_template_puts_in_is_never_filled_again():
     assert "<{task}>" == made("{task}", step("template", template="<{content}>"))
 
 
-# BUG: match.expand() reads Python's own escapes, too; a single backslash fails the step.
 @pytest.mark.parametrize("replacement", ["\\", "C:\\path", "\\n", "\\x41", "\\d"])
 def test_nothing_but_a_group_is_special_in_a_replacement(replacement):
     assert f"{replacement}b" == made("ab", step("regex_replace", pattern="a", replacement=replacement))

@@ -31,10 +31,10 @@ class NodeDefinition(Part):
             return value
         kind = config_class(value["type"])
         if kind is None:
-            raise ValueError(f"there is no node type {value['type']!r}")
+            raise ValueError(f"there is no node type '{value['type']}'")
         config = value.get("config")
         if isinstance(config, NodeConfig) and not isinstance(config, kind):
-            raise ValueError(f"a node of type {value['type']!r} has a {kind.__name__}, not a {type(config).__name__}")
+            raise ValueError(f"a node of type '{value['type']}' has a {kind.__name__}, not a {type(config).__name__}")
         if not isinstance(config, NodeConfig):
             config = kind.model_validate({} if config is None else config)
         return {**value, "type": node_type(value["type"]), "config": config}

@@ -77,15 +77,20 @@ def remove_custom_config(name: str) -> None:
 def config_class(name: str) -> type[NodeConfig] | None:
     """The class of the config of this node type, by any spelling; None if no such type is known.
 
-    A name that is not known yet is looked for among the entry points of group `tinyllm.nodes`.
+    A name that is not known yet is looked for among the entry points of group `tinyllm.nodes`; raises UsageError
+    if one of that name cannot be loaded.
     """
     name = TYPE_ALIASES.get(name, name)
     if name in CONFIGS:
         return CONFIGS[name]
     if name not in _custom and name not in _loaded:
         for entry in entry_points(group=GROUP, name=name):
+            try:
+                entry.load()
+            except Exception as error:
+                text = f"{entry.value} of its entry point cannot be loaded: {type(error).__name__}: {error}"
+                raise UsageError(f"the node type {name!r} is installed, but {text}") from error
             _loaded.add(name)
-            entry.load()
     return _custom.get(name)
 
 

@@ -22,7 +22,7 @@ from tinyllm.config.problems import (
     spelled,
 )
 from tinyllm.documents import Document, PathKey
-from tinyllm.errors import GraphConfigError, Problem
+from tinyllm.errors import GraphConfigError, Problem, UsageError
 from tinyllm.message import JsonObject, Text
 
 
@@ -160,7 +160,11 @@ class Reader:
         self.nodes.append((index, node))
 
     def _config_class(self, name: str, path: PathKey) -> type[NodeConfig] | None:
-        kind = None if name in REFUSED_TYPES else config_class(name)
+        try:
+            kind = None if name in REFUSED_TYPES else config_class(name)
+        except UsageError as error:
+            self.report((*path, "type"), an_error("unknown_type", str(error), value=short(name)))
+            return None
         if kind is None:
             known = ", ".join(type_names())
             if name in REFUSED_TYPES:

@@ -75,6 +75,8 @@ def _frames(awaited: object) -> Iterator[FrameType]:
 
 def _awaited_by(task: SimulatedTask[Any], frames: list[FrameType]) -> str:
     future = getattr(task, "_fut_waiter", None)
+    # What the engine waits for on a node's behalf stands in for what the node waits for.
+    future = getattr(future, "awaited", future)
     if isinstance(future, asyncio.Task):
         return f"task {future.get_name()}"
     children = [child for child in getattr(future, "_children", ()) if not child.done()]

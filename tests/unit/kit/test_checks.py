@@ -511,8 +511,12 @@ def test_times_are_not_judged_in_a_world_in_which_a_hold_let_time_pass(kind, tol
 
 
 def test_the_step_that_crosses_the_bound_of_tokens_is_the_last(plain):
-    assert ["run-1: end began after 4 tokens, 3 are allowed", "run-1: the run used 4 tokens of 3 and ended succeeded"] == (
-        reasons(limits_exact, limited(plain, max_tokens=3))[:2]
+    last = [e.sequence for e in plain.runs[0].result.trace if e.kind is EventKind.ATTEMPT_ENDED][-1]
+    crossed_at_the_end = with_event(plain, last, details={"tokens": 4})
+
+    assert "run-1: end began after 4 tokens, 3 are allowed" == reasons(limits_exact, limited(plain, max_tokens=3))[0]
+    assert ["run-1: the run used 8 tokens of 7 and ended succeeded"] == reasons(
+        limits_exact, limited(crossed_at_the_end, max_tokens=7)
     )
     assert [] == reasons(limits_exact, limited(plain, max_tokens=4))
 
@@ -616,7 +620,6 @@ BROKEN = FaultPlan(calls=(OnCall(run=0, node="work", fault=ServerError()),))
         (Scenario(runs=(RunPlan(), RunPlan(start_ms=5))), None),
         (Scenario(config=ExecutorConfig(max_message_bytes=10**6)), "max_message_bytes counts the ids and times of messages"),
         (Scenario(runs=(RunPlan(cancel_after_ms=5),)), "it was cancelled, and the moment decides"),
-        (Scenario(schedule=PAUSE), "a hold let time pass, and no script knows how long a call took"),
     ],
 )
 def test_what_the_reference_cannot_know_is_not_judged(scenario, why):
@@ -624,6 +627,14 @@ def test_what_the_reference_cannot_know_is_not_judged(scenario, why):
 
     assert why == unjudged(history, history.runs[0])
     assert "ok" == judge(history, {"agrees": agrees})[0].verdict
+
+
+def test_a_world_in_which_a_hold_let_time_pass_is_not_judged(plain):
+    hold = AppliedHold(at_ns=0, task="run-1", hold=Hold(gap=0, level=8), kind="time")
+    history = replace(with_result(plain, status="failed"), holds=(hold,))
+
+    assert "a hold let time pass, and no script knows how long a call took" == unjudged(history, history.runs[0])
+    assert [] == reasons(agrees, history)
 
 
 def test_a_run_after_another_that_shared_its_breakers_is_not_judged():

@@ -12,9 +12,20 @@ from hypothesis import strategies as st
 
 import tinyllm_strategies
 from tests.support.runs import a_graph, a_line, node
-from tinyllm.config import ExecutorConfig, FanoutConfig, GateConfig, ModelConfig, NodeType
+from tinyllm.config import (
+    ExecutorConfig,
+    FanoutConfig,
+    GateConfig,
+    LoopConfig,
+    ModelConfig,
+    NodeType,
+    RouterConfig,
+    TimeoutConfig,
+    ToolConfig,
+    TransformConfig,
+)
 from tinyllm.errors import ErrorCode
-from tinyllm.graph import build_graph
+from tinyllm.graph import build_graph, wrapped_by
 from tinyllm.message import ErrorInfo, MessageMetadata, MessagePayload, TaskPayload
 from tinyllm.testing.faults import FAULTS, CutMidBody, FaultPlan, HostDown, Latency, OnCall, Refused, ServerError
 from tinyllm.testing.scenario import Scenario
@@ -74,6 +85,38 @@ GATED = a_graph(
 )
 
 
+SHAPES = a_graph(
+    {
+        "way": node(
+            "router",
+            multi_label=True,
+            routes=[{"name": "C++", "target": "ask"}, {"name": "it", "target": "ask"}],
+        ),
+        "ask": node(
+            "model",
+            response_schema={
+                "type": "object",
+                "properties": {"n": {"type": "integer", "minimum": 7}, "kind": {"enum": ["x", "y"]}},
+                "required": ["kind"],
+            },
+        ),
+        "again": node(
+            "loop", body_node="body", condition_type="until_condition", condition_expression="last_output == 'DONE'"
+        ),
+        "body": node("tool", tool_id="calculator"),
+        "cut": node(
+            "transform",
+            transforms=[
+                {"type": "json_extract", "params": {"path": "items.1.name"}},
+                {"type": "split", "params": {"separator": ";"}},
+                {"type": "regex_extract", "params": {"pattern": "^total"}},
+            ],
+        ),
+    },
+    [("start", "way"), ("ask", "again"), ("again", "cut"), ("cut", "end")],
+)
+
+
 def minimal(strategy, condition=lambda value: True):
     return find(strategy, condition, settings=FINDING)
 
@@ -93,6 +136,8 @@ def minimal(strategy, condition=lambda value: True):
         ("ok", short_answers()),
         ("ok", answers_for(LINE)),
         ("ok", answers_for(GATED)),
+        ("ok", answers_for(SHAPES)),
+        ("ok", short_answers(SHAPES)),
         ((), schedules()),
         (ExecutorConfig(), executor_configs()),
         (FaultPlan(), fault_plans(VOTE, runs=2)),
@@ -141,16 +186,20 @@ def test_the_plainest_life_with_hosts_down_is_one_run_with_the_first_host_down()
 
 
 @pytest.mark.parametrize(
-    ("expected", "is_it"),
+    ("expected", "kind"),
     [
-        (["gate"], lambda config: isinstance(config, GateConfig)),
-        (["model"], lambda config: isinstance(config, ModelConfig)),
-        (["fanout", "model"], lambda config: isinstance(config, FanoutConfig)),
+        (["gate"], GateConfig),
+        (["model"], ModelConfig),
+        (["router"], RouterConfig),
+        (["tool"], ToolConfig),
+        (["transform"], TransformConfig),
+        (["fanout", "model"], FanoutConfig),
+        (["loop", "model"], LoopConfig),
+        (["model", "timeout"], TimeoutConfig),
     ],
-    ids=["gate", "model", "fanout"],
 )
-def test_the_plainest_graph_with_a_node_of_a_type_has_nothing_else(expected, is_it):
-    graph = minimal(graphs(max_nodes=1), lambda graph: any(is_it(it.config) for it in graph.nodes.values()))
+def test_the_plainest_graph_with_a_node_of_a_type_has_nothing_else(expected, kind):
+    graph = minimal(graphs(max_nodes=1), lambda graph: configs(graph, kind))
     middle = {str(it.type) for it in graph.nodes.values()} - {"entry", "exit"}
 
     assert expected == sorted(middle)
@@ -214,11 +263,64 @@ GRAPH_FEATURES = {
     "a cycle": lambda graph: any(
         edge.to_node <= edge.from_node for edge in graph.definition.edges if edge.to_node.startswith("n")
     ),
+    **{
+        f"the strategy {name}": lambda graph, name=name: any(
+            it.aggregation_strategy == name for it in configs(graph, FanoutConfig)
+        )
+        for name in ("all", "majority_vote", "first_success", "best_score")
+    },
+    **{
+        f"a loop of {name}": lambda graph, name=name: any(
+            it.condition_type == name for it in configs(graph, LoopConfig)
+        )
+        for name in ("fixed_count", "until_success", "until_condition", "while_condition")
+    },
+    **{
+        f"the action {name}": lambda graph, name=name: any(
+            it.on_timeout == name for it in configs(graph, TimeoutConfig)
+        )
+        for name in ("error", "fallback", "skip")
+    },
+    **{
+        f"a router by {name}": lambda graph, name=name: any(it.mode == name for it in configs(graph, RouterConfig))
+        for name in ("model", "rules", "keywords")
+    },
+    "a loop over a model that is cut short": lambda graph: any(
+        it.timeout_ms < 2 * SERVICE_MS and isinstance(graph.nodes[it.body_node].config, ModelConfig)
+        for it in configs(graph, LoopConfig)
+    ),
+    "a timeout around what names its way": lambda graph: any(
+        isinstance(graph.nodes[it.inner_node].config, GateConfig | RouterConfig) for it in configs(graph, TimeoutConfig)
+    ),
+    "wrappers three deep": lambda graph: any(depth(graph, name) == 3 for name in graph.nodes),
+    "no wrappers deeper": lambda graph: all(depth(graph, name) <= 3 for name in graph.nodes),
+    "a node both visited and wrapped": lambda graph: graph.shape.visitable.keys() & graph.shape.wrapped.keys(),
+    "compound routes": lambda graph: any(len(it.compound_routes) > 1 for it in configs(graph, RouterConfig)),
+    "several labels, but not all": lambda graph: any(
+        it.multi_label and it.max_labels < len(it.routes) for it in configs(graph, RouterConfig)
+    ),
+    "a router without routes": lambda graph: any(not it.routes for it in configs(graph, RouterConfig)),
+    "a default route": lambda graph: any(it.default_route for it in configs(graph, RouterConfig)),
+    "a schema without repairs": lambda graph: any(
+        it.response_schema and not it.repair_attempts for it in configs(graph, ModelConfig)
+    ),
+    "a schema for fallback models too": lambda graph: any(
+        it.response_schema and len(it.models()) > 1 for it in configs(graph, ModelConfig)
+    ),
+    "a transform of three steps": lambda graph: any(len(it.transforms) == 3 for it in configs(graph, TransformConfig)),
+    "a transform that goes on": lambda graph: any(
+        it.transforms and not it.stop_on_error for it in configs(graph, TransformConfig)
+    ),
+    "a tool that passes its failure on": lambda graph: any(it.continue_on_error for it in configs(graph, ToolConfig)),
     "four nodes in a row": lambda graph: "n3" in graph.nodes,
     "an exit that fails": lambda graph: any(
         it.config.status == "failure" for it in graph.nodes.values() if it.type is NodeType.EXIT
     ),
 }
+
+
+def depth(graph, name):
+    return max((1 + depth(graph, inner) for inner in wrapped_by(graph.nodes[name].config)), default=0)
 
 
 def configs(graph, kind):
@@ -272,6 +374,10 @@ LIFE_FEATURES = {
     "a limit of steps": lambda scenario: scenario.config.max_steps < 100,
     "no step at all": lambda scenario: scenario.config.max_steps == 0,
     "a limit of time": lambda scenario: scenario.config.timeout_ms < 600_000,
+    "a limit of tokens": lambda scenario: scenario.config.max_tokens is not None,
+    "a limit of messages": lambda scenario: scenario.config.max_messages is not None and not scenario.config.prune,
+    "pruning": lambda scenario: scenario.config.prune,
+    "a breaker": lambda scenario: scenario.config.breaker is not None,
     "a failure absorbed": lambda scenario: scenario.config.failure_policy == "skip_failed",
     "no failure absorbed": lambda scenario: scenario.config.max_node_failures == 0,
 }
@@ -343,6 +449,52 @@ def test_no_answer_is_made_as_long_as_a_condition_asks_beyond_the_limit():
         assert len(max(ODD_ANSWERS, key=len)) >= len(answer)
 
     short_enough()
+
+
+LOOPED = a_graph(
+    {
+        "work": node("loop", body_node="limit", fixed_count=2),
+        "limit": node("timeout", inner_node="vote", timeout_ms=50),
+        "vote": node("fanout", target_nodes=["one", "way"]),
+        "one": node("model", model="m1"),
+        "way": node("router", model="m2", routes=[{"name": "C++", "target": "end"}, {"name": "it", "target": "end"}]),
+    },
+    [("start", "work"), ("work", "end")],
+)
+
+
+def test_iterations_and_timeouts_have_voices_of_their_own():
+    expected = [("one", ".1.1"), ("way", ".1.2"), ("one", ".2.1"), ("way", ".2.2")]
+
+    assert expected == voices(LOOPED)
+
+
+def test_a_router_asks_only_if_it_has_routes_and_no_rules():
+    assert {"m1": "m1", "m2": "m2"} == hosts_of(LOOPED)
+    for config in ({"mode": "keywords"}, {"routes": []}):
+        way = {"model": "m3", "routes": [{"name": "a", "target": "end", "keywords": ["a"]}], **config}
+        assert {} == hosts_of(a_line(node("router", **way)))
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "C++", "it", "C++, it", "it\nC++", "DONE", "done", "1 + 1",
+        '{"n": 7, "kind": "x"}', '{"kind": "x"}', '{"n": [7], "kind": ["x"]}', "{}",
+        '{"items": [{"name": "x"}, {"name": "x"}]}', "a;b;c", "total",
+    ],
+)  # fmt: skip
+def test_answers_have_the_shape_that_a_graph_takes_apart(word):
+    looking = settings(FINDING, phases=[Phase.generate])
+
+    assert word == find(answers_for(SHAPES), lambda answer: answer == word, settings=looking)
+
+
+@pytest.mark.parametrize("word", ["C++, it", "1 + 2 * 3", '{"kind": "x"}', "b,a b"])
+def test_short_answers_know_what_only_some_nodes_can_use(word):
+    looking = settings(FINDING, phases=[Phase.generate])
+
+    assert word == find(short_answers(SHAPES), lambda answer: answer == word, settings=looking)
 
 
 def test_voices_are_counted_per_branch_and_visited_nodes_come_first():
