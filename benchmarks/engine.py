@@ -313,8 +313,7 @@ async def memory(runs: int) -> None:
     tracemalloc.stop()
     grown = (after - before) / runs
     more = len(gc.get_objects()) - objects
-    # Ids are made 64 at a time: a few kilobytes come and go.
-    shown(f"bytes that stay per run, after {runs:,} runs", grown, "< 10", grown < 10)
+    shown(f"bytes that stay per run, after {runs:,} runs", grown, "< 1", grown < 1)
     shown(f"objects more, after {runs:,} runs", more, "< 100", more < 100)
 
 

@@ -164,7 +164,7 @@ class _Driven:
         self._coroutine = coroutine
         self._awaited = awaited
         self._context = context
-        self._task = task
+        self.task = task
         #: Told each time a cancellation reached the coroutine, or what it waits for, and that goes on.
         self.on_swallowed: Callable[[], None] | None = None
         #: Told when a cancellation arrives.
@@ -180,7 +180,7 @@ class _Driven:
             thrown = yield from self._wait(awaited)
             if self.give_up:
                 self._leave_to_itself(awaited, thrown)
-                if self._task is not None and can_move(self._task):
+                if self.task is not None and can_move(self.task):
                     # The node may hold the task it ran in, and cancel it some day.
                     yield MOVE
                 return ABANDONED
@@ -204,7 +204,7 @@ class _Driven:
         The task waits for a stand-in, never for the node's own future: so it can always be taken back, even from a
         `gather` of tasks that swallow their cancellation, and no exception but a cancellation is raised in it.
         """
-        if not _is_ours_to_wait_for(awaited, self._task):
+        if not _is_ours_to_wait_for(awaited, self.task):
             # A bare turn of the loop, or something for which the task raises an error.
             return (yield from self._turn(awaited))
         awaited._asyncio_future_blocking = False
@@ -217,7 +217,7 @@ class _Driven:
             stand_in.let_go()
             if cancelled is not None or self.give_up:
                 return cancelled
-        elif getattr(self._task, "_must_cancel", False):
+        elif getattr(self.task, "_must_cancel", False):
             return (yield from self._turn(None))
         try:
             awaited.result()
@@ -257,14 +257,14 @@ class _Driven:
         if isinstance(awaited, asyncio.Future):
             awaited.cancel()
         rest = _Driven(self._coroutine, awaited, self._context, None)
-        name = None if self._task is None else self._task.get_name()
+        name = None if self.task is None else self.task.get_name()
         task = asyncio.get_running_loop().create_task(rest._to_the_end(thrown), name=name)
         # A loop knows its tasks only weakly.
         _abandoned.add(task)
         task.add_done_callback(_abandoned.discard)
 
     async def _to_the_end(self, thrown: BaseException | None) -> None:
-        self._task = asyncio.current_task()
+        self.task = asyncio.current_task()
         if isinstance(self._awaited, asyncio.Future) and not self._awaited.done():
             self._awaited._asyncio_future_blocking = True
         else:
@@ -288,6 +288,8 @@ class _StandIn(asyncio.Future[None]):
     def __init__(self, awaited: asyncio.Future[Any], driven: _Driven) -> None:
         super().__init__(loop=awaited.get_loop())
         self.awaited = awaited
+        #: The task that this wakes, for loops that look at what they wake.
+        self.wakes = driven.task
         self._driven = driven
         awaited.add_done_callback(self.wake)
 

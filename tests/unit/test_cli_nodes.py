@@ -137,6 +137,7 @@ def test_a_custom_type_is_described_by_its_class():
 def test_a_type_whose_package_is_broken_hides_no_other(monkeypatch):
     class Broken:
         name = "acme.broken"
+        value = "acme.nodes:Broken"
 
         @staticmethod
         def load():
@@ -152,7 +153,8 @@ def test_a_type_whose_package_is_broken_hides_no_other(monkeypatch):
 
     assert 0 == result.exit_code
     assert list(CONFIGS) == [line.split()[0] for line in result.stdout.splitlines()]
-    assert "acme.broken cannot be loaded: ImportError: no such thing" in result.stderr
+    assert "'acme.broken' is installed, but acme.nodes:Broken" in result.stderr
+    assert "cannot be loaded: ImportError: no such thing" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -69,12 +69,14 @@ def _listed(type_name: str | None, every: bool, style: str) -> int:
 
 def _all_types() -> Iterator[tuple[str, type[NodeConfig]]]:
     from tinyllm.config import config_class, type_names
+    from tinyllm.errors import UsageError
 
     for name in type_names():
         try:
             kind = config_class(name)
-        except Exception as error:  # noqa: BLE001 - another package's code, which must not hide the other types
-            note(f"{name} cannot be loaded: {on_one_line(f'{type(error).__name__}: {error}')}")
+        except UsageError as error:
+            # Another package's code, which must not hide the other types.
+            note(on_one_line(str(error)))
             continue
         if kind is not None:
             yield str(name), kind
