@@ -9,6 +9,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from pydantic import ValidationError
+
 from tinyllm import expressions
 from tinyllm.admission import Admission
 from tinyllm.breaker import CircuitBreaker, breaker_key
@@ -24,7 +26,7 @@ from tinyllm.config import (
 from tinyllm.eager import Movable, Moved
 from tinyllm.errors import UsageError
 from tinyllm.graph import Graph
-from tinyllm.message import Message, TaskPayload, checked_json, new_id, utc_now
+from tinyllm.message import Message, TaskPayload, checked_json, checked_text, new_id, utc_now
 from tinyllm.models.base import ModelClient
 from tinyllm.nodes import make_node
 from tinyllm.running import Run
@@ -56,11 +58,15 @@ class Executor:
         ids: Callable[[], str] = new_id,
         rng: random.Random | None = None,
     ) -> None:
+        _require(Graph, graph, "a graph, as load_graph gives")
+        _require((ExecutorConfig, type(None)), config, "an ExecutorConfig")
+        if model is not None and not callable(getattr(model, "complete", None)):
+            raise UsageError(f"the model must be a client with `async def complete(request)`, not {_kind(model)}")
         self.graph = graph
         self.config = config or ExecutorConfig()
         self.model = model
         self.tools = _registry(tools)
-        self.prompts = dict(prompts or {})
+        self.prompts = _prompts(prompts)
         self.clock = clock
         self.ids = ids
         self.rng = rng or random.Random()
@@ -85,6 +91,7 @@ class Executor:
         variables: Mapping[str, Any] | None = None,
     ) -> RunResult:
         """Run the graph on a task; see `run`."""
+        _require(TaskPayload, task, 'a TaskPayload, as in TaskPayload(content="...")')
         run, turn = self._prepared(self._message_of(task), run_id, entry, variables)
         return await self._until_ended(run, turn)
 
@@ -102,6 +109,7 @@ class Executor:
         `variables` are no JSON or `run_id` is running here already; OverloadedError if too many runs are under
         way; CancelledError if the caller is cancelled, once the run has ended.
         """
+        _require(Message, message, "a Message")
         run, turn = self._prepared(message, run_id, entry, variables)
         return await self._until_ended(run, turn)
 
@@ -120,6 +128,7 @@ class Executor:
         """
         if not self.config.tracing:
             raise UsageError("a stream is made of the trace: it needs ExecutorConfig(tracing=True)")
+        _require((TaskPayload, Message), task, "a TaskPayload or a Message")
         message = self._message_of(task) if isinstance(task, TaskPayload) else task
         run, turn = self._prepared(message, run_id, entry, variables)
         return RunStream(run, self._until_ended(run, turn))
@@ -129,13 +138,17 @@ class Executor:
 
         Again, after the end, or for an unknown run it does nothing and returns False.
         """
+        _require(str, run_id, "a run's id")
         run = self._runs.get(run_id)
         return run is not None and run.cancel()
 
     # --- inside ------------------------------------------------------------------------------------
 
     def _message_of(self, task: TaskPayload) -> Message:
-        return Message.of_task(task, message_id=self.ids(), trace_id=self.ids(), created_at=self.clock())
+        try:
+            return Message.of_task(task, message_id=self.ids(), trace_id=self.ids(), created_at=self.clock())
+        except (ValidationError, ValueError) as error:
+            raise UsageError(f"the task, or what `ids` and `clock` give, makes no message: {error}") from None
 
     def _prepared(
         self, message: Message, run_id: str | None, entry: str | None, variables: Mapping[str, Any] | None
@@ -146,14 +159,21 @@ class Executor:
             known = ", ".join(self.graph.definition.entry_points)
             raise UsageError(f"{start!r} is no entry point of this graph; there are {known}")
         run_id = self.ids() if run_id is None else run_id
+        _require(str, run_id, "text as a run's id")
         if run_id in self._runs:
             raise UsageError(f"the run {run_id!r} is running here already")
         try:
+            checked_text(run_id)
             given = checked_json(dict(variables)) if variables else {}
-        except ValueError as error:
-            raise UsageError(f"variables are JSON values by name: {error}") from None
-        turn = self._admission.ask()
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"the run's id is text, its variables are JSON values by name: {error}") from None
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise UsageError("a run needs a running event loop, as asyncio.run gives one") from None
         run = Run(self, run_id, message, start, given)
+        # Last, because a place that is taken must be given back.
+        turn = self._admission.ask()
         self._runs[run_id] = run
         return run, turn
 
@@ -198,6 +218,22 @@ class Executor:
             raise UsageError(f"{node_id!r}: {error}; hand it in, as in Executor(graph, tools=...)") from None
 
 
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"
+
+
+def _require(kind: type | tuple[type, ...], value: object, what: str) -> None:
+    if not isinstance(value, kind):
+        raise UsageError(f"{what} is needed here, not {_kind(value)}")
+
+
+def _prompts(prompts: Mapping[str, str] | None) -> dict[str, str]:
+    _require((Mapping, type(None)), prompts, "prompts by name")
+    for name, prompt in (prompts or {}).items():
+        _require(str, prompt, f"text as the prompt {name!r}")
+    return dict(prompts or {})
+
+
 def _wake(waiter: asyncio.Future[None], _: object) -> None:
     if not waiter.done():
         waiter.set_result(None)
@@ -208,6 +244,7 @@ def _registry(tools: ToolRegistry | Iterable[Tool] | None) -> ToolRegistry:
     if isinstance(tools, ToolRegistry):
         return tools
     registry = default_tools()
+    _require((Iterable, type(None)), tools, "a ToolRegistry or a list of tools")
     for tool in tools or ():
         registry.register(tool, replace=True)
     return registry

@@ -30,7 +30,9 @@ class RetryDelays:
         """Milliseconds to wait before the next retry, at least what the error asks for (`retry_after_s`)."""
         asked = error.details.get("retry_after_s")
         # No run lasts longer than MS_MAX, and numbers far beyond it are no moments of any clock.
-        asked_ms = min(asked, MS_MAX / 1_000) * 1_000.0 if isinstance(asked, int | float) else 0.0
+        if not isinstance(asked, int | float) or isinstance(asked, bool):
+            asked = 0
+        asked_ms = min(max(asked, 0), MS_MAX / 1_000) * 1_000.0
         return max(self._own_ms(), float(asked_ms))
 
     def _own_ms(self) -> float:

@@ -10,6 +10,8 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from tinyllm import expressions
 from tinyllm.config import EdgeDefinition, ExitConfig, NodeType
 from tinyllm.context import StepOutcome
@@ -111,6 +113,11 @@ class Run:
                     ending = self._before_visit() or self._after_visit(await self._visit(stepper))
             except CutShort as cut:
                 ending = self._cut_off(cut.scope, stepper)
+            except ValidationError as error:
+                # A node changed what it had received into something that no message may hold.
+                text = clean(f"the message at hand is none any more: {error}")
+                told = ErrorInfo(code=ErrorCode.VALIDATION_ERROR, message=text, node_id=self._walk.node_id)
+                ending = _Ending("failed", told, self._walk.message)
         self._ended = True
         code = ending.error.code if ending.error else None
         self.trace.add(EventKind.RUN_ENDED, code=code, details={"status": ending.status})

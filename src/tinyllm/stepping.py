@@ -18,7 +18,7 @@ from tinyllm.breaker import CircuitBreaker, Permit
 from tinyllm.context import ExecutionContext, Joined, StepOutcome
 from tinyllm.eager import EagerTasks, Ended, Moved
 from tinyllm.errors import ErrorCode, NodeError
-from tinyllm.failures import clean, error_of, error_of_result
+from tinyllm.failures import clean, error_of, error_of_result, wrong_type
 from tinyllm.leaf import ABANDONED, Begun, Raised, begin_leaf, is_cancelling, settled
 from tinyllm.message import ErrorInfo, Message, MessagePayload, NodeResult, checked_json
 from tinyllm.models.base import ModelClient
@@ -369,18 +369,22 @@ def _outcome(result: Any, node: BaseNode, message: Message, context: ExecutionCo
     if isinstance(result, Raised):
         return StepOutcome(message, error=error_of(result.error, node.id))
     if not isinstance(result, NodeResult):
-        text = f"{node.id!r} returned {type(result).__name__}, not a NodeResult"
-        error = ErrorInfo(code=ErrorCode.VALIDATION_ERROR, message=text, node_id=node.id)
+        error = wrong_type(node.id, f"{type(result).__name__}, not a NodeResult")
         return StepOutcome(message, error=error)
-    if not result.success:
+    if result.success is not True:
         return StepOutcome(message, error=error_of_result(result, node.id))
     try:
-        variables = checked_json(dict(context.variables)) if context.variables else {}
-    except (TypeError, ValueError) as problem:
+        written: Any = context.variables
+        variables = checked_json(dict(written)) if written else {}
+    except Exception as problem:  # noqa: BLE001 - whatever a node put there is code, too
         text = clean(f"{node.id!r} wrote variables that are no JSON: {problem}")
         error = ErrorInfo(code=ErrorCode.VALIDATION_ERROR, message=text, node_id=node.id)
         return StepOutcome(message, error=error)
-    output = result.output_messages[-1] if result.output_messages else context.child_of(message)
+    # A result that was built without validation may hold anything.
+    outputs: list[Any] = result.output_messages
+    output = outputs[-1] if outputs else context.child_of(message)
+    if not isinstance(output, Message):
+        return StepOutcome(message, error=wrong_type(node.id, f"a message that is {type(output).__name__}"))
     return StepOutcome(output, next_nodes=tuple(result.next_nodes[:1]), variables=variables)
 
 

@@ -16,7 +16,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from tinyllm.errors import GraphConfigError, Problem, TinyLLMError
+from tinyllm.errors import GraphConfigError, Problem, TinyLLMError, UsageError
 from tinyllm.graph import Graph, load_graph
 from tinyllm.testing.promises import Promises, promises_of
 from tinyllm.testing.script import hosts_of
@@ -67,6 +67,11 @@ def _guarded(reply: _Reply, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         click.echo("stopped", err=True)
         return INTERRUPTED
+    except UsageError as error:
+        # A graph that no executor here would take, since it names a tool of its owner's, say.
+        reason = str(error)
+        told(lambda: reply.failed(reason))
+        return REFUSED
     except TinyLLMError as error:
         reason = str(error)
         told(lambda: reply.failed(reason))

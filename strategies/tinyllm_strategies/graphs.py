@@ -237,5 +237,3 @@ class _Drawing:
 
 def _at(names: list[str], place: int) -> str:
     return names[place % len(names)]
-
-

@@ -123,7 +123,7 @@ COMMON = st.sampled_from(
 RETRIES = st.sampled_from(combined(retry_count=(None, None, 1), retry_delay_ms=(10, 0, None)))
 ASKING = st.sampled_from(
     combined(
-        model=MODELS,
+        model=(*MODELS, "m1"),
         fallback_models=(None, None, ["m2"], ["m1", "m3"]),
         fallback_timeout_ms=(None, None, 10, 15, None, None),
         enable_fallback=(None, False, None),
@@ -176,7 +176,9 @@ ROUTES = st.sampled_from(
 )
 _COMPOUNDS = [*product(((0, 1), (0,), (0, 1, 2), (1, 2), (1, 0)), (0, 1))]
 #: Compound routes of one router, at most two: which routes they join, and their priorities.
-COMPOUNDS = st.sampled_from([*[()] * 20, *((it,) for it in _COMPOUNDS for _ in range(5)), *product(_COMPOUNDS, repeat=2)])
+COMPOUNDS = st.sampled_from(
+    [*[()] * 20, *((it,) for it in _COMPOUNDS for _ in range(5)), *product(_COMPOUNDS, repeat=2)]
+)
 TRANSFORMS = st.lists(st.sampled_from(STEPS), max_size=3)
 CALLS = st.sampled_from((*TOOLS, *({**tool, "continue_on_error": True} for tool in TOOLS)))
 EVALUATIONS = st.sampled_from((None, None, "{content}", "{structured.context}", None, None))

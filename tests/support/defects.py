@@ -31,7 +31,7 @@ from tinyllm.nodes.timeout import TimeoutNode
 from tinyllm.nodes.tool import ToolNode
 from tinyllm.nodes.transform import TransformNode
 from tinyllm.running import Run, _Walk
-from tinyllm.stepping import InnerLimit, InnerSteps, Stepper, _Branches
+from tinyllm.stepping import Attempt, InnerLimit, InnerSteps, Stepper, _Branches
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ CORE_DEFECTS = (
     ),
     Defect(
         "a deadline that loses ties",
-        Stepper._ended,
-        "attempt.is_late())",
-        "attempt.is_late() and type(result) is not NodeResult)",
+        Attempt.is_late,
+        ">=",
+        ">",
     ),
     Defect(
         "a run deadline off by one",
@@ -133,11 +133,21 @@ CORE_DEFECTS = (
     ),
     Defect("votes compared with case", fanout.count_votes, ".casefold()", ""),
     Defect("an empty answer that votes", fanout.count_votes, "if answer:", "if True:"),
-    Defect("a fanout that ignores failures", FanoutNode._result, "if failed and (config.require_all_success or config.fail_fast):", "if False:"),
-    Defect("a fanout without a cap", InnerSteps.run_targets, "len(branches.running) < at_once and ", ""),
-    Defect("a fanout that does not fail fast", _Branches.collect, "self._group.close(SIBLING)", "self._stop_at is self"),
     Defect(
-        "a target without a limit of its own", InnerSteps._run_target, "timeout_ms / 1_000) as limit", "timeout_ms) as limit"
+        "a fanout that ignores failures",
+        FanoutNode._result,
+        "if failed and (config.require_all_success or config.fail_fast):",
+        "if False:",
+    ),
+    Defect("a fanout without a cap", InnerSteps.run_targets, "len(branches.running) < at_once and ", ""),
+    Defect(
+        "a fanout that does not fail fast", _Branches.collect, "self._group.close(SIBLING)", "self._stop_at is self"
+    ),
+    Defect(
+        "a target without a limit of its own",
+        InnerSteps._run_target,
+        "timeout_ms / 1_000) as limit",
+        "timeout_ms) as limit",
     ),
     Defect(
         "a fixed delay that doubles",
@@ -145,7 +155,9 @@ CORE_DEFECTS = (
         "return delay\n",
         "self._retry += 1\n        return delay * 2 ** (self._retry - 1)\n",
     ),
-    Defect("a jitter of another path", Stepper._after_failed, "seed=self._seed, path=path)", "seed=self._seed, path='1')"),
+    Defect(
+        "a jitter of another path", Stepper._after_failed, "seed=self._seed, path=path)", "seed=self._seed, path='1')"
+    ),
     Defect(
         "an error way that degrades",
         Run._after_failure,
@@ -219,7 +231,10 @@ FANOUT_DEFECTS = (
     Defect("the lowest score", fanout.best_score, "max(scores", "min(scores"),
     Defect("a tie of scores that the last wins", fanout.best_score, "max(scores", "max(list(scores)[::-1]"),
     Defect(
-        "scores of structured only", fanout._scores, "(metadata.get(field), structured.get(field))", "(structured.get(field),)"
+        "scores of structured only",
+        fanout._scores,
+        "(metadata.get(field), structured.get(field))",
+        "(structured.get(field),)",
     ),
     Defect("a quorum one short", fanout.winning_vote, ">= needed", ">= needed - 1"),
     Defect(
@@ -232,7 +247,9 @@ FANOUT_DEFECTS = (
 
 LOOP_DEFECTS = (
     Defect("an iteration too many", LoopNode._ends_after, ">= config.count", "> config.count"),
-    Defect("a bound of iterations off by one", LoopNode._ends_before, ">= config.max_iterations", "> config.max_iterations"),
+    Defect(
+        "a bound of iterations off by one", LoopNode._ends_before, ">= config.max_iterations", "> config.max_iterations"
+    ),
     Defect(
         "a while that is asked after",
         LoopNode._ends_before,
@@ -246,9 +263,13 @@ LOOP_DEFECTS = (
         'if config.condition_type != "fixed_count" and self._condition and self._holds(state, context) '
         '== (config.condition_type == "until_condition"):',
     ),
-    Defect("iterations that all begin with the input", _State.add, "self.good = outcome.message", "self.good = self.good"),
+    Defect(
+        "iterations that all begin with the input", _State.add, "self.good = outcome.message", "self.good = self.good"
+    ),
     Defect("iterations counted from zero", LoopNode._iterate, "iteration=number", "iteration=number - 1"),
-    Defect("a loop without a limit", LoopNode.execute, ".limit(config.timeout_ms)", ".limit(config.timeout_ms * 1_000)"),
+    Defect(
+        "a loop without a limit", LoopNode.execute, ".limit(config.timeout_ms)", ".limit(config.timeout_ms * 1_000)"
+    ),
     Defect(
         "a loop that fails at its time",
         LoopNode.execute,
@@ -276,19 +297,24 @@ TIMEOUT_DEFECTS = (
     Defect("a fallback that is not taken", TimeoutNode.instead_of, '== "error"', '!= "skip"'),
     Defect("a skip that puts out the fallback", TimeoutNode.instead_of, '== "skip"', '== "none"'),
     Defect("a timeout that is always told", TimeoutNode.instead_of, "if config.propagate_metadata:", "if True:"),
-    Defect(
-        "any failure taken for a timeout", TimeoutNode.instead_of, "error.code is not ErrorCode.TIMEOUT or ", ""
-    ),
+    Defect("any failure taken for a timeout", TimeoutNode.instead_of, "error.code is not ErrorCode.TIMEOUT or ", ""),
     Defect("a fallback that is not marked", TimeoutNode.instead_of, ', "fallback": True', ""),
     Defect("ways that a timeout keeps", TimeoutNode.execute, ", *outcome.next_nodes)", ")"),
-    Defect("a timeout twice as long", TimeoutNode.execute, ".limit(config.timeout_ms)", ".limit(2 * config.timeout_ms)"),
+    Defect(
+        "a timeout twice as long", TimeoutNode.execute, ".limit(config.timeout_ms)", ".limit(2 * config.timeout_ms)"
+    ),
     Defect(
         "an action before the retries",
         Stepper._after_failed,
         "if not may_retry(node.config, attempt.number, failure):",
         "if not may_retry(node.config, attempt.number, failure) or node.instead_of(failure, message, attempt):",
     ),
-    Defect("a limit inside that wins ties", InnerLimit.over, "outermost is None or outermost is self._scope", "self._scope.over() or outermost is None"),
+    Defect(
+        "a limit inside that wins ties",
+        InnerLimit.over,
+        "outermost is None or outermost is self._scope",
+        "self._scope.over() or outermost is None",
+    ),
 )
 
 ROUTER_DEFECTS = (
@@ -322,15 +348,27 @@ ROUTER_DEFECTS = (
 
 TRANSFORM_DEFECTS = (
     Defect("steps in reverse", TransformNode.execute, "enumerate(self._steps, ", "enumerate(self._steps[::-1], "),
-    Defect("a failed step that always fails", TransformNode.execute, "if self.config_as(TransformConfig).stop_on_error:", "if True:"),
-    Defect("a suffix that does not count", transform._truncated, "params.max_length - len(suffix)", "params.max_length"),
+    Defect(
+        "a failed step that always fails",
+        TransformNode.execute,
+        "if self.config_as(TransformConfig).stop_on_error:",
+        "if True:",
+    ),
+    Defect(
+        "a suffix that does not count", transform._truncated, "params.max_length - len(suffix)", "params.max_length"
+    ),
     Defect("one match replaced", transform._replaced, "finditer(text):", "finditer(text, 0, text.find(' ') + 2):"),
     Defect("the part before", transform._split, "parts[params.index]", "parts[params.index - 1]"),
     Defect("a template on the message", transform._change_of, '{**names, "content": text}', "names"),
 )
 
 MODEL_DEFECTS = (
-    Defect("a repair too many", ModelNode._good_answer, "range(config.repair_attempts,", "range(config.repair_attempts + 1,"),
+    Defect(
+        "a repair too many",
+        ModelNode._good_answer,
+        "range(config.repair_attempts,",
+        "range(config.repair_attempts + 1,",
+    ),
     Defect("a schema that all fits", model._checked, "problems = schema.problems(value)", "problems = ()"),
     Defect("an object that is not kept", ModelNode._good_answer, '{"structured": found}', "{}"),
     Defect(
@@ -350,14 +388,20 @@ MODEL_DEFECTS = (
 )
 
 GUARD_DEFECTS = (
-    Defect("a token too few", Stepper._check_tokens, "self.tokens > self._tokens_max", "self.tokens >= self._tokens_max"),
+    Defect(
+        "a token too few", Stepper._check_tokens, "self.tokens > self._tokens_max", "self.tokens >= self._tokens_max"
+    ),
     Defect("a message too many", HeldMessages.exceeded, "> config.max_messages:", "> config.max_messages + 1:"),
     Defect("the newest message pruned", HeldMessages.prune, "> 2:", "> 1:"),
-    Defect("a failure too many for a breaker", CircuitBreaker.ended, ">= self.config.threshold", "> self.config.threshold"),
+    Defect(
+        "a failure too many for a breaker", CircuitBreaker.ended, ">= self.config.threshold", "> self.config.threshold"
+    ),
     Defect("failures that are never forgotten", CircuitBreaker.ended, "self._failures = 0", "pass"),
     Defect("any failure counts for a breaker", CircuitBreaker.ended, "error.recoverable and not", "not"),
     Defect("a cooldown that is late", CircuitBreaker.admit, ">= round(", "> round("),
-    Defect("a failed probe that is forgotten", CircuitBreaker.ended, "permit.probe or self._failures", "self._failures"),
+    Defect(
+        "a failed probe that is forgotten", CircuitBreaker.ended, "permit.probe or self._failures", "self._failures"
+    ),
 )
 
 DEFECTS = (

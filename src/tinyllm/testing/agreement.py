@@ -80,9 +80,7 @@ def _interpreted(history: History, record: RunRecord, script: Script) -> tuple[t
         return reply(call)
 
     seed = seed_of(record.result)
-    outcomes = reference.interpret(
-        history.graph, history.config, task.to_payload(), noted, seed=seed, tools=tool_reply
-    )
+    outcomes = reference.interpret(history.graph, history.config, task.to_payload(), noted, seed=seed, tools=tool_reply)
     return outcomes, asked
 
 
@@ -139,7 +137,6 @@ Told = Mapping[str, Any]
 
 
 def _told_by_engine(result: RunResult) -> Told:
-    steps = [event for event in result.trace if event.kind is EventKind.STEP_STARTED]
     return {
         "status": result.status,
         "error code": None if result.error is None else result.error.code.value,

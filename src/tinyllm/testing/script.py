@@ -179,5 +179,3 @@ def _host_name(model: str, taken: Iterable[str]) -> str:
         candidate = f"{name}-{number}"
         number += 1
     return candidate
-
-

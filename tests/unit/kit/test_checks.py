@@ -616,9 +616,15 @@ BROKEN = FaultPlan(calls=(OnCall(run=0, node="work", fault=ServerError()),))
     [
         (Scenario(), None),
         (Scenario(config=BREAKING), None),
-        (Scenario(runs=(RunPlan(), RunPlan(start_ms=5)), config=BREAKING), "it shared circuit breakers with other runs"),
+        (
+            Scenario(runs=(RunPlan(), RunPlan(start_ms=5)), config=BREAKING),
+            "it shared circuit breakers with other runs",
+        ),
         (Scenario(runs=(RunPlan(), RunPlan(start_ms=5))), None),
-        (Scenario(config=ExecutorConfig(max_message_bytes=10**6)), "max_message_bytes counts the ids and times of messages"),
+        (
+            Scenario(config=ExecutorConfig(max_message_bytes=10**6)),
+            "max_message_bytes counts the ids and times of messages",
+        ),
         (Scenario(runs=(RunPlan(cancel_after_ms=5),)), "it was cancelled, and the moment decides"),
     ],
 )

@@ -37,9 +37,7 @@ VOTE = a_graph(
 )
 STRICT = a_graph(
     {
-        "work": node(
-            "fanout", target_nodes=["one", "two", "three"], aggregation_strategy="majority_vote", quorum=3
-        ),
+        "work": node("fanout", target_nodes=["one", "two", "three"], aggregation_strategy="majority_vote", quorum=3),
         "one": node("model", model="m1"),
         "two": node("model", model="m2"),
         "three": node("model", model="m3"),

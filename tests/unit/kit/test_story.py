@@ -186,7 +186,9 @@ def test_steps_inside_wrappers_say_where_they_are():
 
 
 def test_a_breaker_that_opens_and_refuses_is_told():
-    config = ExecutorConfig(failure_policy="skip_failed", breaker=CircuitBreakerConfig(threshold=1), max_messages=2, prune=True)
+    config = ExecutorConfig(
+        failure_policy="skip_failed", breaker=CircuitBreakerConfig(threshold=1), max_messages=2, prune=True
+    )
     text = text_of(Scenario(faults=FaultPlan(lasting=(HostDown(host=HOST),)), config=config), graph=REFUSED)
 
     assert "run-1 ask turns its circuit breaker from closed to open" in " ".join(text.split())
