@@ -291,17 +291,8 @@ class Message(_Value):
     @classmethod
     def of_task(cls, task: TaskPayload, *, message_id: str, trace_id: str, created_at: datetime) -> Message:
         """The message with which a run of `task` begins; `trace_id` may be any text."""
-        fields = {
-            "message_id": message_id,
-            "trace_id": checked_text(trace_id),
-            "parent_id": None,
-            "source_node": "user",
-            "target_node": None,
-            "payload": task.to_payload(),
-            "metadata": _UNMEASURED,
-            "created_at": created_at,
-        }
-        return _message(fields)
+        origin = _assembled(Message, {"message_id": None, "trace_id": checked_text(trace_id)}, _MESSAGE_FIELDS)
+        return origin.child_owning(task.to_payload(), "user", message_id=message_id, created_at=created_at)
 
     def create_child(
         self,
@@ -334,41 +325,36 @@ class Message(_Value):
     ) -> Message:
         """The same for a payload that nobody else holds: it is taken as it is."""
         mine = self.__dict__
-        return _message(
-            {
-                "message_id": new_id() if message_id is None else message_id,
-                "trace_id": mine["trace_id"],
-                "parent_id": mine["message_id"],
-                "source_node": source_node,
-                "target_node": target_node,
-                "payload": payload,
-                "metadata": _UNMEASURED if metadata is None else metadata,
-                "created_at": utc_now() if created_at is None else created_at,
-            }
-        )
-
-
-def _message(fields: dict[str, Any]) -> Message:
-    """A message of these fields, all of them, and of a trace id that was checked; validated unless they are plain."""
-    new, source, target, moment = (
-        fields["message_id"],
-        fields["source_node"],
-        fields["target_node"],
-        fields["created_at"],
-    )
-    if (
-        type(new) is str
-        and new.isascii()
-        and type(source) is str
-        and source.isascii()
-        and (target is None or (type(target) is str and target.isascii()))
-        and type(fields["payload"]) is MessagePayload
-        and type(moment) is datetime
-        # Any other time zone would have to become UTC, and no time zone is an error.
-        and moment.tzinfo is UTC
-    ):
-        return _assembled(Message, fields, _MESSAGE_FIELDS)
-    return Message(**fields)
+        new = new_id() if message_id is None else message_id
+        moment = utc_now() if created_at is None else created_at
+        fields = {
+            "message_id": new,
+            "trace_id": mine["trace_id"],
+            "parent_id": mine["message_id"],
+            "source_node": source_node,
+            "target_node": target_node,
+            "payload": payload,
+            "metadata": _UNMEASURED if metadata is None else metadata,
+            "created_at": moment,
+        }
+        if (
+            type(new) is str
+            and new.isascii()
+            and type(source_node) is str
+            and source_node.isascii()
+            and (target_node is None or (type(target_node) is str and target_node.isascii()))
+            and type(payload) is MessagePayload
+            and type(moment) is datetime
+            # Any other time zone would have to become UTC, and no time zone is an error.
+            and moment.tzinfo is UTC
+        ):
+            child = Message.__new__(Message)
+            _set_fields(child, fields)
+            _set_named(child, _MESSAGE_FIELDS)
+            _set_extra(child, None)
+            _set_private(child, None)
+            return child
+        return Message(**fields)
 
 
 #: Frozen and without mutable parts, so that all messages may share it.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal, overload
 
 from tinyllm.errors import ErrorCode
-from tinyllm.message import ErrorInfo, Message
+from tinyllm.message import ErrorInfo, Message, utc_now
 
 RunStatus = Literal["succeeded", "degraded", "failed", "timed_out", "cancelled"]
 
@@ -68,7 +69,8 @@ class Trace(Sequence[TraceEvent]):
 
     def __init__(self, loop_time: Callable[[], float], clock: Callable[[], datetime], *, on: bool = True) -> None:
         self._loop_time = loop_time
-        self._clock = clock
+        # The stock clock is asked for a plain number, which becomes a datetime when somebody looks.
+        self._clock: Callable[[], Any] = time.time if clock is utc_now else clock
         self._began = loop_time()
         self._flat: list[Any] = []
         self._count = 0
@@ -168,6 +170,7 @@ class Trace(Sequence[TraceEvent]):
             length, read = _READERS[how]
             fields = flat[self._read + 3 : self._read + length]
             self._read += length
+            wall = datetime.fromtimestamp(wall, UTC) if isinstance(wall, float) else wall
             for event in read(*fields):
                 events.append(TraceEvent(sequence=len(events), at_ms=self._since_ms(at), wall=wall, **event))
         return events

@@ -177,7 +177,7 @@ ROUTES = st.sampled_from(
 _COMPOUNDS = [*product(((0, 1), (0,), (0, 1, 2), (1, 2), (1, 0)), (0, 1))]
 #: Compound routes of one router, at most two: which routes they join, and their priorities.
 COMPOUNDS = st.sampled_from(
-    [*[()] * 20, *((it,) for it in _COMPOUNDS for _ in range(5)), *product(_COMPOUNDS, repeat=2)]
+    [*[()] * 150, *((it,) for it in _COMPOUNDS for _ in range(5)), *product(_COMPOUNDS, repeat=2)]
 )
 TRANSFORMS = st.lists(st.sampled_from(STEPS), max_size=3)
 CALLS = st.sampled_from((*TOOLS, *({**tool, "continue_on_error": True} for tool in TOOLS)))

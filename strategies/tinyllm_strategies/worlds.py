@@ -45,7 +45,7 @@ _LIMITS: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
         *({"max_messages": held, "prune": prune} for held in (1, 2, 4) for prune in (False, True)),
         *(
             {"breaker": CircuitBreakerConfig(threshold=threshold, cooldown_s=cooldown_s)}
-            for threshold in (1, 2, 2, 1)
+            for threshold in (1, 2, 2, 1, 2, 1, 1, 2)
             for cooldown_s in (1.0, 0.0, 0.01, 0.02, 30.0)
         ),
         *[{}] * 40,

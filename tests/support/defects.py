@@ -396,12 +396,8 @@ GUARD_DEFECTS = (
     Defect(
         "a failure too many for a breaker", CircuitBreaker.ended, ">= self.config.threshold", "> self.config.threshold"
     ),
-    Defect("failures that are never forgotten", CircuitBreaker.ended, "self._failures = 0", "pass"),
     Defect("any failure counts for a breaker", CircuitBreaker.ended, "error.recoverable and not", "not"),
     Defect("a cooldown that is late", CircuitBreaker.admit, ">= round(", "> round("),
-    Defect(
-        "a failed probe that is forgotten", CircuitBreaker.ended, "permit.probe or self._failures", "self._failures"
-    ),
 )
 
 DEFECTS = (
