@@ -51,8 +51,10 @@ class GraphBuilder:
         **settings: Any,
     ) -> Self:
         """Add a node of any type, also a custom one; its settings are given as a config, by name, or both."""
-        given = config.model_dump(mode="json", exclude_unset=True) if isinstance(config, NodeConfig) else config
-        node: dict[str, Any] = {"id": id, "type": str(type), "config": {**(given or {}), **settings}}
+        given: Any = config.model_dump(mode="json", exclude_unset=True) if isinstance(config, NodeConfig) else config
+        # What is no mapping is told with all the other problems.
+        whole = {**(given or {}), **settings} if isinstance(given, Mapping | None) else given
+        node: dict[str, Any] = {"id": id, "type": str(type), "config": whole}
         texts = {"name": name, "description": description, "on_error": on_error}
         self._nodes.append({**node, **{key: text for key, text in texts.items() if text is not None}})
         return self
@@ -67,16 +69,16 @@ class GraphBuilder:
 
     def transform(self, id: str, *steps: str | Settings, **settings: Any) -> Self:  # noqa: A002
         """Add a transform (`TransformConfig`); a step is its type, or `{"type": ..., "params": {...}}`."""
-        transforms = [{"type": step} if isinstance(step, str) else dict(step) for step in steps]
+        transforms = [{"type": step} if isinstance(step, str) else step for step in steps]
         return self.node(id, "transform", {"transforms": transforms} if steps else None, **settings)
 
     def router(self, id: str, routes: Iterable[Settings] = (), **settings: Any) -> Self:  # noqa: A002
         """Add a router (`RouterConfig`); a route is `{"name": ..., "target": ...}` and more."""
-        return self.node(id, "router", routes=[dict(route) for route in routes], **settings)
+        return self.node(id, "router", routes=_listed(routes), **settings)
 
     def gate(self, id: str, conditions: Iterable[Settings] = (), **settings: Any) -> Self:  # noqa: A002
         """Add a gate (`GateConfig`); a condition is `{"name": ..., "expression": ..., "target": ...}`."""
-        return self.node(id, "gate", conditions=[dict(condition) for condition in conditions], **settings)
+        return self.node(id, "gate", conditions=_listed(conditions), **settings)
 
     def model(self, id: str, **settings: Any) -> Self:  # noqa: A002
         """Add a model (`ModelConfig`)."""
@@ -88,7 +90,7 @@ class GraphBuilder:
 
     def fanout(self, id: str, target_nodes: Iterable[str], **settings: Any) -> Self:  # noqa: A002
         """Add a fanout around nodes (`FanoutConfig`)."""
-        return self.node(id, "fanout", target_nodes=[*target_nodes], **settings)
+        return self.node(id, "fanout", target_nodes=_listed(target_nodes), **settings)
 
     def loop(self, id: str, body_node: str, **settings: Any) -> Self:  # noqa: A002
         """Add a loop around a node (`LoopConfig`)."""
@@ -157,3 +159,8 @@ class GraphBuilder:
     def build(self) -> Graph:
         """The graph; raises GraphConfigError with every problem, like a file, but without lines and columns."""
         return build_graph(self.value(), source=f"GraphBuilder({self._top['id']!r})")
+
+
+def _listed(items: Any) -> Any:
+    """Items as a list; what is none is told by `build`, with all the other problems."""
+    return [*items] if isinstance(items, Iterable) and not isinstance(items, str | Mapping) else items

@@ -11,8 +11,9 @@ import json
 import math
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -356,3 +357,17 @@ def _depth(value: Any) -> int:
     if isinstance(value, list):
         return 1 + max(map(_depth, value), default=0)
     return 0
+
+
+def more_values_than(value: Any, most: int) -> bool:
+    """Whether plain values, that were not read from a text, are more than `most`."""
+    waiting, count = [value], 0
+    while waiting and count <= most:
+        current = waiting.pop()
+        count += 1
+        if isinstance(current, Mapping):
+            # No further than needed: what is too large may be far too large.
+            waiting += islice(current.values(), most)
+        elif isinstance(current, list | tuple):
+            waiting += islice(current, most)
+    return count > most

@@ -1,11 +1,8 @@
-"""Tasks of the engine: such as begin at once, and such as can be left to somebody else.
+"""Tasks that begin at once, inside whoever starts them, and take turns of the loop only if they wait for something.
 
-Eager tasks take turns of the loop only if they wait for something: what Python 3.12 calls by that name, for 3.11 too,
-and cheaper, since coroutines that never wait share one task. Each sees the same `asyncio.current_task()` from its first
-line to its last.
-
-A movable coroutine goes on in a new task after `yield MOVE`. The old one has then ended: whoever still holds it, as a
-timeout does inside a node that was abandoned, can no longer cancel the engine with it.
+What Python 3.12 calls eager tasks, for 3.11 too, and cheaper: coroutines that never wait share one task, one after
+another. Each sees the same `asyncio.current_task()` from its first line to its last, and nothing of what another
+did to that task or to its context variables.
 """
 
 from __future__ import annotations
@@ -16,63 +13,131 @@ import asyncio
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import copy_context
-from typing import Any, Final, Generic, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
-class Ended(Generic[T]):
-    """How a coroutine ended that never waited."""
+class EagerTasks:
+    """Starts coroutines one after another, without a turn of the loop between them."""
 
-    __slots__ = ("_error", "_value")
+    __slots__ = ("_loop", "_spare")
 
-    def __init__(self, value: T | None, error: BaseException | None = None) -> None:
-        self._value = value
-        self._error = error
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._spare: Started | None = None
 
-    def result(self) -> T:
-        """What it returned; raises what it raised."""
-        if self._error is not None:
-            raise self._error
-        return self._value  # type: ignore[return-value]
+    def start(self, coroutine: Coroutine[Any, Any, Any], *, name: str) -> Started:
+        """Run `coroutine` until it waits or ends. Raises KeyboardInterrupt, as the loop would."""
+        started = self._spare
+        # One that the loop has run in the meantime has ended.
+        if started is None or started.task is None:
+            started = Started(self._loop)
+        self._spare = None
+        started.begin(coroutine, asyncio.current_task(self._loop))
+        if started.has_ended and started.is_untouched():
+            # What stands in it is to be read before the next start.
+            self._spare = started
+        elif started.task is not None and not started.has_ended:
+            started.task.set_name(name)
+        return started
 
-    def done(self) -> bool:
-        """True, as a task would say."""
-        return True
+    def close(self) -> None:
+        """Nothing more will be started: let go of a task that nobody needed."""
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.task is not None:
+            spare.task.cancel()
 
 
-class Moved(Generic[T]):
-    """The result of a task whose coroutine goes on in another."""
+class Started(Coroutine[Any, Any, Any]):
+    """A coroutine that has begun, and the task that takes it on if it waits.
 
-    def __init__(self, task: asyncio.Task[T | Moved[T]]) -> None:
-        self.task = task
+    `has_ended` says that it did not: then `value` is what it returned, or `error` what it raised. The task ends when
+    the coroutine does, without a result of its own.
+    """
 
+    __slots__ = ("_awaited", "_context", "_coroutine", "_pristine", "_taken_up", "error", "has_ended", "task", "value")
 
-#: What a coroutine yields to go on in a new task.
-MOVE: Final = object()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._coroutine: Coroutine[Any, Any, Any] | None = None
+        self._awaited: Any = None
+        self._taken_up = False
+        self._context = copy_context()
+        self._pristine = self._context.copy()
+        self.has_ended = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+        #: None once it has ended: the two would keep each other in memory.
+        self.task: asyncio.Task[None] | None = loop.create_task(self, name="a task to spare", context=self._context)
 
+    def begin(self, coroutine: Coroutine[Any, Any, Any], starter: asyncio.Task[Any] | None) -> None:
+        """Run `coroutine` as this task until it waits or ends; `starter` is the task that runs now."""
+        task = self.task
+        assert task is not None, "a task that has ended serves nobody"
+        loop = task.get_loop()
+        self.value = self.error = None
+        if starter is not None:
+            _leave_task(loop, starter)
+        _enter_task(loop, task)
+        try:
+            self._awaited = self._context.run(coroutine.send, None)
+        except StopIteration as stop:
+            self.has_ended, self.value = True, stop.value
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whoever started it judges it
+            self.has_ended, self.error = True, error
+        else:
+            self.has_ended, self._coroutine = False, coroutine
+        finally:
+            _leave_task(loop, task)
+            if starter is not None:
+                _enter_task(loop, starter)
 
-class Movable(Coroutine[Any, Any, Any]):
-    """What a task runs whose coroutine may `yield MOVE`; the task's result is then `Moved`."""
+    def is_untouched(self) -> bool:
+        """Whether the coroutine left the task and its context variables as they were, for another to use."""
+        return not self.is_cancelling() and self._context == self._pristine
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        self._coroutine: Coroutine[Any, Any, Any] | None = coroutine
+    def is_cancelling(self) -> bool:
+        """Whether the task was asked to cancel itself. Before Python 3.13 a request that was taken back arrives too."""
+        return bool(self.task is not None and (self.task.cancelling() or getattr(self.task, "_must_cancel", False)))
+
+    # --- what the task runs ------------------------------------------------------------------------
 
     def send(self, value: Any) -> Any:
-        assert self._coroutine is not None
+        """The task's turn: its first one takes up what the coroutine waits for already."""
+        if self._coroutine is None:
+            self.task = None
+            raise StopIteration
+        if not self._taken_up:
+            self._taken_up = True
+            return self._awaited
         return self._turn(self._coroutine.send, value)
 
     def throw(self, *error: Any) -> Any:
-        assert self._coroutine is not None
+        """The task's turn after it was cancelled, or what it waits for failed."""
+        if self._coroutine is None:
+            # Nobody needed it: it ends like a task of nothing, without an error to keep in memory.
+            self.task = None
+            raise StopIteration
+        awaited, self._awaited = self._awaited, None
+        if not self._taken_up and isinstance(error[0], asyncio.CancelledError) and isinstance(awaited, asyncio.Future):
+            # Cancelled before its first turn: as a task would, tell what it waits for, and wait for the end of that.
+            self._taken_up = True
+            if awaited.cancel(*error[0].args[:1]):
+                return awaited
+        self._taken_up = True
         return self._turn(self._coroutine.throw, *error)
 
     def _turn(self, turn: Callable[..., Any], *what: Any) -> Any:
-        awaited = turn(*what)
-        if awaited is not MOVE:
-            return awaited
-        coroutine, self._coroutine = self._coroutine, None
-        assert coroutine is not None
-        raise StopIteration(Moved(asyncio.get_running_loop().create_task(Movable(coroutine))))
+        try:
+            return turn(*what)
+        except StopIteration as stop:
+            self.has_ended, self.value = True, stop.value
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the loop must not hear of SystemExit, nor log what we keep
+            self.has_ended, self.error = True, error
+        self.task = None
+        raise StopIteration
 
     def close(self) -> None:
         if self._coroutine is not None:
@@ -89,7 +154,7 @@ class Movable(Coroutine[Any, Any, Any]):
 
     @property
     def cr_code(self) -> Any:
-        return getattr(self._coroutine, "cr_code", Movable.send.__code__)
+        return getattr(self._coroutine, "cr_code", Started.send.__code__)
 
     @property
     def cr_frame(self) -> Any:
@@ -102,101 +167,3 @@ class Movable(Coroutine[Any, Any, Any]):
     @property
     def cr_suspended(self) -> bool:
         return bool(getattr(self._coroutine, "cr_suspended", False))
-
-
-def can_move(task: asyncio.Task[Any]) -> bool:
-    """Whether the coroutine that this task runs may `yield MOVE`."""
-    return isinstance(task.get_coro(), Movable)
-
-
-class EagerTasks(Generic[T]):
-    """Starts coroutines one after another, without a turn of the loop between them."""
-
-    def __init__(self) -> None:
-        self._starter = asyncio.current_task()
-        self._spare: _Adopter | None = None
-
-    def start(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T | Moved[T]] | Ended[T]:
-        """Run it until it waits or ends: its task, or how it ended.
-
-        Raises KeyboardInterrupt, as the loop would.
-        """
-        adopter = self._spare or _Adopter()
-        ended = adopter.begin(coroutine, self._starter)
-        # The task of one that did not wait serves the next.
-        self._spare = adopter if ended is not None else None
-        if ended is not None:
-            return ended
-        task = adopter.task
-        assert task is not None
-        task.set_name(name)
-        return task
-
-    def pause(self) -> None:
-        """To be called before the loop may turn: a task that nobody needed ends then, and serves nobody any more."""
-        self._spare = None
-
-
-class _Adopter(Movable):
-    """What a task runs: nothing, or a coroutine that has begun before the task's first turn."""
-
-    def __init__(self) -> None:
-        self._coroutine = None
-        self._awaited: Any = None
-        self._taken_up = False
-        self._context = copy_context()
-        #: None once it has ended: the two would keep each other in memory.
-        self.task: asyncio.Task[Any] | None = asyncio.get_running_loop().create_task(
-            self, name="a task to spare", context=self._context
-        )
-
-    def begin(self, coroutine: Coroutine[Any, Any, Any], starter: asyncio.Task[Any] | None) -> Ended[Any] | None:
-        """Run `coroutine` as this task until it waits (None), or ends.
-
-        `starter` is the task that runs now.
-        """
-        task = self.task
-        assert task is not None, "a spare task that has ended serves nobody"
-        loop = task.get_loop()
-        if starter is not None:
-            _leave_task(loop, starter)
-        _enter_task(loop, task)
-        try:
-            self._awaited = self._context.run(coroutine.send, None)
-            self._coroutine = coroutine
-        except StopIteration as stop:
-            return Ended(stop.value)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it
-            return Ended(None, error)
-        finally:
-            _leave_task(loop, task)
-            if starter is not None:
-                _enter_task(loop, starter)
-        return None
-
-    def send(self, value: Any) -> Any:
-        """The task's turn: its first one takes up what the coroutine waits for already."""
-        if self._coroutine is None:
-            self.task = None
-            raise StopIteration
-        if not self._taken_up:
-            self._taken_up = True
-            return self._awaited
-        return self._turn(self._coroutine.send, value)
-
-    def throw(self, *error: Any) -> Any:
-        """The task's turn after it was cancelled, or what it waits for failed."""
-        self._taken_up = True
-        if self._coroutine is None:
-            self.task = None
-            raise error[0]
-        return self._turn(self._coroutine.throw, *error)
-
-    def _turn(self, turn: Callable[..., Any], *what: Any) -> Any:
-        try:
-            return super()._turn(turn, *what)
-        except BaseException:
-            self.task = None
-            raise

@@ -93,6 +93,17 @@ class NodeError(TinyLLMError):
         self.details = dict(details or {})
         self.recoverable = code in RECOVERABLE and recoverable is not False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The stock way calls the class with the message alone.
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[NodeError], args: tuple[Any, ...], state: dict[str, Any]) -> NodeError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
 
 class ModelError(NodeError):
     """A model call failed; `recoverable=False` when asking again cannot help (an unknown model, say)."""

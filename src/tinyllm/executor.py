@@ -23,7 +23,6 @@ from tinyllm.config import (
     RouterConfig,
     ToolConfig,
 )
-from tinyllm.eager import Movable, Moved
 from tinyllm.errors import UsageError
 from tinyllm.graph import Graph
 from tinyllm.message import Message, TaskPayload, checked_json, checked_text, new_id, utc_now
@@ -180,27 +179,21 @@ class Executor:
     async def _until_ended(self, run: Run, turn: asyncio.Future[None] | None) -> RunResult:
         """The run's result; the caller's own cancellation is passed to the run and raised when it has ended."""
         loop = asyncio.get_running_loop()
-        task: asyncio.Task[Any] = loop.create_task(Movable(self._in_turn(run, turn)), name=f"run {run.run_id}")
+        task = loop.create_task(self._in_turn(run, turn), name=f"run {run.run_id}")
         cancelled: asyncio.CancelledError | None = None
-        while True:
-            while not task.done():
-                ended = loop.create_future()
-                wake = partial(_wake, ended)
-                task.add_done_callback(wake)
-                try:
-                    await ended
-                except asyncio.CancelledError as error:
-                    cancelled = error
-                    task.remove_done_callback(wake)
-                    run.cancel()
-            ended_well = not task.cancelled() and task.exception() is None
-            if not ended_well or not isinstance(task.result(), Moved):
-                break
-            task = task.result().task
+        while not task.done():
+            ended = loop.create_future()
+            wake = partial(_wake, ended)
+            task.add_done_callback(wake)
+            try:
+                await ended
+            except asyncio.CancelledError as error:
+                cancelled = error
+                task.remove_done_callback(wake)
+                run.cancel()
         if cancelled is not None:
             raise cancelled
-        result: RunResult = task.result()
-        return result
+        return task.result()
 
     async def _in_turn(self, run: Run, turn: asyncio.Future[None] | None) -> RunResult:
         try:

@@ -20,6 +20,8 @@ from tinyllm.message import Message
 SOURCE_CHARS_MAX = 2_000
 DEPTH_MAX = 32
 SIZE_MAX = 1_000_000
+#: Characters that one `.strip` looks for.
+STRIPPED_CHARS_MAX = 1_000
 INTEGER_BITS_MAX = 64
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
@@ -275,6 +277,9 @@ def _call(node: ast.Call, names: Mapping[str, Any]) -> Any:
     receiver, kind = _value(node.func.value, names), _METHODS[node.func.attr][0]
     if not isinstance(receiver, kind):
         raise TypeError(f".{node.func.attr} needs a {kind.__name__}, not {type(receiver).__name__}")
+    if node.func.attr == "strip" and arguments and isinstance(arguments[0], str):
+        # Python compares each character with all of these; a text of its own length would take for ever.
+        _require_size(len(arguments[0]), STRIPPED_CHARS_MAX)
     return _bounded(getattr(kind, node.func.attr)(receiver, *arguments))
 
 
@@ -284,24 +289,32 @@ def _require_numbers(*values: Any) -> None:
             raise TypeError(f"a number is needed, not {type(value).__name__}")
 
 
-def _require_size(size: int) -> None:
-    if size > SIZE_MAX:
-        raise ValueError(f"a text or list of {size}; at most {SIZE_MAX}")
+def _require_size(size: int, most: int = SIZE_MAX) -> None:
+    if size > most:
+        raise ValueError(f"a text or list of {size}; at most {most}")
 
 
 def _require_printable(*values: Any) -> None:
     """Refuse what `str` would make too long, before it is built: `[content, content]` is small, its text is not."""
+    if len(values) == 1 and isinstance(values[0], str):
+        return
     size, waiting = 0, list(values)
     while waiting:
+        _require_size(size)
         match waiting.pop():
             case str() as text:
-                size += len(text)
+                # It stands in quotes, and each odd character as up to ten.
+                size += len(repr(text[: SIZE_MAX + 1]))
+            case int() as number:
+                size += number.bit_length() // 3 + 2
+            case float():
+                size += 25
             case list() | tuple() as items:
-                size += len(items)
+                size += 2 * len(items) + 2
                 _require_size(size)
                 waiting += items
             case dict() as mapping:
-                size += len(mapping)
+                size += 4 * len(mapping) + 2
                 _require_size(size)
                 waiting += [*mapping.keys(), *mapping.values()]
     _require_size(size)

@@ -27,8 +27,8 @@ from tinyllm.config import (
     an_error,
     first_in_file,
 )
-from tinyllm.documents import Document, PathKey, parse_document, read_document
-from tinyllm.errors import Problem
+from tinyllm.documents import VALUES_MAX, Document, PathKey, more_values_than, parse_document, read_document
+from tinyllm.errors import GraphConfigError, Problem, UsageError
 
 #: Wrappers inside each other; as many levels as a file may have.
 WRAPPERS_MAX = 64
@@ -76,17 +76,27 @@ class Graph:
 
 def load_graph(path: str | Path) -> Graph:
     """Read a graph file; raises GraphConfigError with every problem, its line and its column."""
+    if not isinstance(path, str | Path):
+        raise UsageError(f"a graph file is named by text or a Path, not {type(path).__name__}")
     return _graph_of(read_document(Path(path)))
 
 
 def parse_graph(text: str | bytes, *, source: str = "<graph>") -> Graph:
     """Read a graph from YAML or JSON text; raises GraphConfigError like `load_graph`."""
+    if not isinstance(text, str | bytes):
+        raise UsageError(f"a graph is read from text or bytes, not {type(text).__name__}")
     return _graph_of(parse_document(text, source=source))
 
 
 def build_graph(value: Mapping[str, Any], *, source: str = "<graph>") -> Graph:
     """A graph from plain values, as a file would hold them; raises GraphConfigError without positions."""
-    return _graph_of(Document(dict(value), {}, source))
+    given: Any = value
+    plain = dict(given) if isinstance(given, Mapping) else given
+    if more_values_than(plain, VALUES_MAX):
+        message = f"more than {VALUES_MAX} values"
+        problem = Problem(code="too_large", message=message, path="", hint="A graph is no place for data.")
+        raise GraphConfigError((problem,), source=source)
+    return _graph_of(Document(plain, {}, source))
 
 
 def _graph_of(document: Document) -> Graph:

@@ -12,11 +12,16 @@ from tinyllm.errors import PatternError
 _OPTIONS = re2.Options()
 #: The library would write what it refuses to stderr; we say it ourselves.
 _OPTIONS.log_errors = False
+#: What a pattern may take when it is compiled; larger ones take long as well.
+_OPTIONS.max_mem = 1 << 20
+PATTERN_CHARS_MAX = 1_000
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def compiled(pattern: str) -> Any:
     """The pattern, ready to search; raises PatternError for what RE2 refuses, as back-references."""
+    if len(pattern) > PATTERN_CHARS_MAX:
+        raise PatternError(f"a pattern of {len(pattern)} characters; at most {PATTERN_CHARS_MAX}")
     try:
         return re2.compile(pattern, _OPTIONS)
     except re2.error as error:

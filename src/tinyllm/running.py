@@ -118,6 +118,7 @@ class Run:
                 text = clean(f"the message at hand is none any more: {error}")
                 told = ErrorInfo(code=ErrorCode.VALIDATION_ERROR, message=text, node_id=self._walk.node_id)
                 ending = _Ending("failed", told, self._walk.message)
+        stepper.tasks.close()
         self._ended = True
         code = ending.error.code if ending.error else None
         self.trace.add(EventKind.RUN_ENDED, code=code, details={"status": ending.status})

@@ -16,10 +16,10 @@ from pydantic import ValidationError
 
 from tinyllm.breaker import CircuitBreaker, Permit
 from tinyllm.context import ExecutionContext, Joined, StepOutcome
-from tinyllm.eager import EagerTasks, Ended, Moved
+from tinyllm.eager import EagerTasks, Started
 from tinyllm.errors import ErrorCode, NodeError
 from tinyllm.failures import clean, error_of, error_of_result, wrong_type
-from tinyllm.leaf import ABANDONED, Begun, Raised, begin_leaf, is_cancelling, settled
+from tinyllm.leaf import ABANDONED, Raised, begin_leaf, called, leaf_end, outcome_of
 from tinyllm.message import ErrorInfo, Message, MessagePayload, NodeResult, checked_json
 from tinyllm.models.base import ModelClient
 from tinyllm.nodes.base import BaseNode
@@ -43,8 +43,8 @@ class Stepper:
     """Executes the steps of one run and keeps its accounts."""
 
     __slots__ = (
-        *("_grace_s", "_scope", "_seed", "_steps_max", "_task", "_tokens_max"),
-        *("executor", "history", "now", "run_id", "steps", "tokens", "trace"),
+        *("_grace_s", "_scope", "_seed", "_steps_max", "_tokens_max"),
+        *("executor", "history", "now", "run_id", "steps", "tasks", "tokens", "trace"),
     )
 
     def __init__(
@@ -59,7 +59,7 @@ class Stepper:
         self._scope = scope
         self._seed = seed
         self.now = scope.now
-        self._task = asyncio.current_task()
+        self.tasks = EagerTasks(asyncio.get_running_loop())
         self._steps_max = executor.config.max_steps
         self._tokens_max = executor.config.max_tokens
         self._grace_s = executor.config.cancel_grace_ms / 1_000
@@ -136,21 +136,15 @@ class Stepper:
         # Before this nobody needs to compare moments exactly.
         attempt.safe_until = deadline - 1e-6
         try:
-            result = begin_leaf(node.execute, message, attempt)
-            if type(result) is Begun or self._is_cancelling(attempt):
-                attempt.begun = result
+            execute = node.execute(message, attempt) if node.is_async else called(node.execute, message, attempt)
+            started = begin_leaf(self.tasks, execute, name=f"{node.id} {attempt.path}")
+            if not started.has_ended:
+                attempt.started = started
                 return None
-            return self._ended(attempt, result, message)
+            return self._ended(attempt, outcome_of(started), message)
         except BaseException as error:
             self._cut_off(attempt, error)
             raise
-
-    def _is_cancelling(self, attempt: Attempt) -> bool:
-        """Whether the node cancelled the engine's task that it ran in: the walk's, or that of a branch."""
-        task = self._task if attempt.scope is self._scope else None
-        # The walk's own task is known, unless the walk had to leave it to a node.
-        task = asyncio.current_task() if task is None or task.done() else task
-        return task is not None and is_cancelling(task)
 
     async def _to_the_end(self, attempt: Attempt, message: Message) -> StepOutcome:
         """The rest of an attempt that waits."""
@@ -161,13 +155,11 @@ class Stepper:
             raise
 
     async def _result(self, attempt: Attempt, message: Message) -> Any:
-        node, begun = attempt.node, attempt.begun
-        if node.wraps:
+        node, started = attempt.node, attempt.started
+        if started is None:
             return await _guarded_wrapper(node, message, attempt)
-        if type(begun) is not Begun:
-            return await settled(begun)
-        name = f"{node.id} {attempt.path}"
-        result = await begun.to_the_end(attempt.scope, deadline=attempt.deadline, grace_s=self._grace_s, name=name)
+        assert attempt.deadline is not None
+        result = await leaf_end(started, attempt.scope, deadline=attempt.deadline, grace_s=self._grace_s)
         if result is ABANDONED:
             self.trace.add(EventKind.TASK_ABANDONED, node.id, attempt.path, attempt.number)
         return result
@@ -276,8 +268,8 @@ class Attempt(ExecutionContext):
     """
 
     __slots__ = (
-        *("_stepper", "begun", "deadline", "ended", "node", "number"),
-        *("safe_until", "scope", "tokens", "variables_before"),
+        *("_stepper", "deadline", "ended", "node", "number"),
+        *("safe_until", "scope", "started", "tokens", "variables_before"),
     )
 
     def __init__(  # Not the base's: that would copy a dozen things which most nodes never look at.
@@ -294,10 +286,11 @@ class Attempt(ExecutionContext):
         self.steps = None
         self.tokens = 0
         self.ended = False
-        #: Loop time; None for a wrapper, which has no time of its own. `begun` is what it waits with.
+        #: Loop time; None for a wrapper, which has no time of its own.
         self.deadline: float | None = None
         self.safe_until = math.inf
-        self.begun: Any = None
+        #: The node's code, if it waits.
+        self.started: Started | None = None
 
     @property
     def run_id(self) -> str:  # type: ignore[override]
@@ -414,7 +407,7 @@ class InnerSteps:
     ) -> Joined:
         """See `Steps.run_targets`. When a scope around all of them is over, all end before CutShort is raised."""
         with Scope(self._scope) as group:
-            branches = _Branches(group, stop_at)
+            branches = _Branches(group, self._stepper.tasks, stop_at)
             following, total = 0, len(targets)
             while following < total or branches.running:
                 while following < total and len(branches.running) < at_once and group.outermost_over() is None:
@@ -422,7 +415,6 @@ class InnerSteps:
                     work = self._run_target(target, message, variables, path, group, timeout_ms)
                     branches.start(following, work, name=f"{target} {path}")
                     following += 1
-                branches.tasks.pause()
                 if not branches.running:
                     break
                 await branches.collect()
@@ -489,24 +481,25 @@ class InnerLimit:
 class _Branches:
     """Branches that run at once, and what came of those that ended."""
 
-    def __init__(self, group: Scope, stop_at: Literal["failure", "success"] | None) -> None:
+    def __init__(self, group: Scope, tasks: EagerTasks, stop_at: Literal["failure", "success"] | None) -> None:
         self._group = group
+        self._tasks = tasks
         self._stop_at = stop_at
-        self._loop = asyncio.get_running_loop()
         self._someone_ended: asyncio.Future[None] | None = None
-        self.tasks: EagerTasks[StepOutcome] = EagerTasks()
-        #: Those whose end was not taken in yet: a task, or for one that never waited how it ended.
-        self.running: dict[int, asyncio.Task[StepOutcome | Moved[StepOutcome]] | Ended[StepOutcome]] = {}
+        #: Those whose end was not taken in yet, and of them those that wait.
+        self.running: dict[int, Started | StepOutcome | BaseException] = {}
         self.outcomes: dict[int, StepOutcome] = {}
         self.decided_by: int | None = None
 
     def start(self, index: int, work: Coroutine[Any, Any, StepOutcome], *, name: str) -> None:
-        self._await(index, self.tasks.start(work, name=name))
-
-    def _await(self, index: int, branch: asyncio.Task[StepOutcome | Moved[StepOutcome]] | Ended[StepOutcome]) -> None:
-        if isinstance(branch, asyncio.Task):
-            branch.add_done_callback(self._wake)
-        self.running[index] = branch
+        started = self._tasks.start(work, name=name)
+        if started.has_ended:
+            # The next one to start may use what this one ran in.
+            self.running[index] = started.value if started.error is None else started.error
+        else:
+            assert started.task is not None
+            started.task.add_done_callback(self._wake)
+            self.running[index] = started
 
     def _wake(self, _: object) -> None:
         if self._someone_ended is not None and not self._someone_ended.done():
@@ -514,20 +507,24 @@ class _Branches:
 
     async def collect(self) -> None:
         """Wait until a branch has ended, and take the results of all that have, in order."""
-        ended = [index for index, branch in self.running.items() if branch.done()]
+        ended = self._ended()
         if not ended:
-            self._someone_ended = self._loop.create_future()
+            self._someone_ended = asyncio.get_running_loop().create_future()
             await self._someone_ended
-            ended = [index for index, branch in self.running.items() if branch.done()]
+            ended = self._ended()
         for index in ended:
-            try:
-                outcome = self.running.pop(index).result()
-            except CutShort:
+            result: Any = self.running.pop(index)
+            if isinstance(result, Started):
+                result = result.value if result.error is None else result.error
+            if isinstance(result, CutShort):
                 continue
-            if isinstance(outcome, Moved):
-                self._await(index, outcome.task)
-                continue
-            self.outcomes[index] = outcome
-            if self.decided_by is None and self._stop_at == ("success" if outcome.success else "failure"):
+            if isinstance(result, BaseException):
+                raise result
+            assert isinstance(result, StepOutcome)
+            self.outcomes[index] = result
+            if self.decided_by is None and self._stop_at == ("success" if result.success else "failure"):
                 self.decided_by = index
                 self._group.close(SIBLING)
+
+    def _ended(self) -> list[int]:
+        return [index for index, it in self.running.items() if not isinstance(it, Started) or it.has_ended]

@@ -108,7 +108,13 @@ def _labels(names: list[str], config: RouterConfig) -> list[str]:
     """The names as answers give them; several at once where that means something."""
     said = [*names, f'"{names[-1].lower()}".', f"either {names[0]} or something else"]
     if config.multi_label:
-        said += [", ".join(names), "\n".join(reversed(names)), f"{names[-1]},nothing, {names[0]},{names[-1]}"] * 2
+        quoted = f'"{names[-1]}", {names[0]}.'
+        said += [
+            ", ".join(names),
+            "\n".join(reversed(names)),
+            f"{names[-1]},nothing, {names[0]},{names[-1]}",
+            quoted,
+        ] * 2
     return said
 
 

@@ -166,7 +166,7 @@ ROUTERS = st.sampled_from(
     combined(
         mode=("model", "rules", "keywords", "model", "model"),
         model=MODELS,
-        multi_label=(None, True),
+        multi_label=(None, True, True),
         max_labels=(None, 1, None, 2),
     )
 )
@@ -197,4 +197,6 @@ _TRIPLES = [
 _CHOICES = [*((it,) for it in CONDITIONS for _ in range(16)), *product(CONDITIONS, repeat=2), *_TRIPLES]
 #: The conditions of a gate, and those of a router's routes, of which there is at least one.
 GATES = st.sampled_from([*[()] * 80, *_CHOICES])
-RULES = st.sampled_from(_CHOICES)
+RULES = st.sampled_from(
+    [*((it,) for it in CONDITIONS for _ in range(3)), *product(CONDITIONS, repeat=2), *_TRIPLES * 2]
+)

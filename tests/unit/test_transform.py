@@ -286,13 +286,29 @@ def test_a_transform_needs_no_model():
         (TEXT_MAX - 15, step("json_wrap")),
         (TEXT_MAX - 2, step("json_stringify")),
         (TEXT_MAX - 4, step("split", separator=",")),
-        (TEXT_MAX // 2, step("regex_replace", pattern="x{500}", replacement="y" * 1_000)),
     ],
     ids=lambda value: value["type"] if isinstance(value, dict) else "",
 )
 def test_a_text_of_exactly_the_bound_is_made_and_one_more_character_fails(characters, what):
     assert TEXT_MAX == len(made("x" * characters, what))
     assert ErrorCode.VALIDATION_ERROR == refusal("x" * (characters + 1), what)
+
+
+def test_a_replacement_may_reach_the_bound_and_no_more():
+    grown = step("regex_replace", pattern="x{500}", replacement="y" * 10_000)
+
+    assert TEXT_MAX == len(made("x" * 50_000, grown))
+    assert ErrorCode.VALIDATION_ERROR == refusal("x" * 50_001, grown)
+
+
+def test_patterns_search_texts_of_bounded_length_and_replace_a_bounded_number_of_matches():
+    taken = step("regex_replace", pattern="x", replacement="y")
+
+    assert "y" * 10_000 == made("x" * 10_000, taken)
+    assert ErrorCode.VALIDATION_ERROR == refusal("x" * 10_001, taken)
+    assert "a" * 100_000 == made("a" * 100_000, taken)
+    assert ErrorCode.VALIDATION_ERROR == refusal("a" * 100_001, taken)
+    assert ErrorCode.VALIDATION_ERROR == refusal("x" * 100_001, step("regex_extract", pattern="x"))
 
 
 def test_join_is_bounded_too():

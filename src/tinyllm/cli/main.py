@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
 
@@ -39,11 +40,19 @@ def cli() -> None:
 def main() -> None:
     """The console script. Exit codes: 0 fine, 1 a finding, 2 bad input, 3 the harness itself failed."""
     try:
-        cli(standalone_mode=True)
+        try:
+            cli(standalone_mode=True)
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has seen enough.
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        # A full disk behind standard output, say. What could not be written is not tried again at exit.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+        click.echo(f"tinyllm: cannot write: {error}", err=True)
+        sys.exit(3)
 
 
 def _commands() -> dict[str, EntryPoint]:

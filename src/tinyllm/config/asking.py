@@ -146,9 +146,10 @@ class RouterConfig(NodeConfig):
         if self.compound_routes and not (self.multi_label and asks):
             message = "compound routes have no effect without multi_label"
             yield (("compound_routes",), a_warning("ignored_key", message))
+        names = {route.name.strip().casefold() for route in self.routes}
         for index, compound in enumerate(self.compound_routes):
             for number, name in enumerate(compound.domains):
-                if self.route_named(name) is None:
+                if name.strip().casefold() not in names:
                     path = ("compound_routes", index, "domains", number)
                     message = f"there is no route {short(name)}, so this compound route is never taken"
                     yield (path, a_warning("unknown_route", message))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
@@ -62,6 +62,8 @@ class _GraphShape(Part):
     allow_cycles: bool = False
 
 
+#: Characters of all regular expressions of one graph.
+PATTERNS_CHARS_MAX = 20_000
 C = TypeVar("C", bound=NodeConfig)
 M = TypeVar("M", bound=BaseModel)
 
@@ -123,6 +125,13 @@ class Reader:
             return
         self.header = self._checked(_GraphShape, value, ())
         self.points = _well_formed_points(value)
+        patterns = sum(map(len, _patterns(value.get("nodes"))))
+        if patterns > PATTERNS_CHARS_MAX:
+            # Each is compiled to see whether it can be; that many would take minutes.
+            text = f"regular expressions of {patterns} characters together; at most {PATTERNS_CHARS_MAX}"
+            self.report(("nodes",), an_error("too_large", text))
+            self.refused_parts += 1
+            return
         for index, raw in enumerate(_items(value.get("nodes"))):
             self._read_node(raw, index)
         for index, raw in enumerate(_items(value.get("edges"))):
@@ -215,6 +224,17 @@ def _well_formed_points(value: Mapping[str, Any]) -> Points:
         except ValidationError:
             continue
     return Points(**sound)
+
+
+def _patterns(nodes: Any) -> Iterator[str]:
+    """The regular expressions of all transforms, whatever else is wrong with them."""
+    for node in _items(nodes):
+        config = node.get("config") if isinstance(node, dict) else None
+        for step in _items(config.get("transforms") if isinstance(config, dict) else None):
+            params = step.get("params") if isinstance(step, dict) else None
+            pattern = params.get("pattern") if isinstance(params, dict) else None
+            if isinstance(pattern, str):
+                yield pattern
 
 
 def _items(value: Any) -> list[Any]:

@@ -45,6 +45,8 @@ def node_type(name: str, *, config: type[NodeConfig] = NodeConfig) -> Callable[[
     `tinyllm.nodes`, called like the type, makes it known wherever its package is installed. Raises UsageError for
     a name that is taken, and for a class or a config that is none.
     """
+    if not isinstance(name, str):
+        raise UsageError(f"a node type is named by text, not {type(name).__name__}")
     if not _is_kind_of(NodeConfig, config):
         raise UsageError(f"the config of {name!r} must be a class derived from tinyllm.NodeConfig")
 
@@ -79,4 +81,8 @@ def make_node(definition: NodeDefinition) -> BaseNode:
     config_class(definition.type)
     if definition.type not in _custom:
         raise UsageError(f"{definition.id!r} is of type {definition.type!r}, which is not registered")
-    return _custom[definition.type](definition)
+    try:
+        return _custom[definition.type](definition)
+    except Exception as error:
+        text = f"{definition.id!r} of type {definition.type!r} cannot be made: {type(error).__name__}: {error}"
+        raise UsageError(text) from error

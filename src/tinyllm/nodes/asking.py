@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import unicodedata
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from tinyllm.context import ExecutionContext
 from tinyllm.errors import ErrorCode, ModelError, NodeError, TemplateError
-from tinyllm.message import Message
+from tinyllm.message import Message, checked_text
 from tinyllm.models.base import ModelRequest, ModelResponse
 from tinyllm.templates import render
 
@@ -24,18 +23,43 @@ async def ask(request: ModelRequest, context: ExecutionContext, *, limit_ms: int
     if context.model is None:
         raise NodeError(ErrorCode.MODEL_ERROR, "no model client was handed in", recoverable=False)
     try:
-        response = await _within(limit_ms, context.model.complete(request))
-    except NodeError:
+        answer: Any = await _within(limit_ms, context.model.complete(request))
+    except (NodeError, asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:
+        # SystemExit too is only this client's failure.
         raise ModelError(f"{request.model}: {type(error).__name__}: {error}") from error
-    if response is None:
+    if answer is _LATE:
         raise NodeError(ErrorCode.TIMEOUT, f"{request.model} gave no answer within {limit_ms} ms")
+    response = _checked(answer, request.model)
     context.count_tokens(response.tokens_in + response.tokens_out)
     return response
 
 
-async def _within(limit_ms: int | None, answer: Awaitable[ModelResponse]) -> ModelResponse | None:
+def _checked(answer: Any, model: str) -> ModelResponse:
+    """A client's answer, or ModelError for what is none: clients are not ours."""
+    if not isinstance(answer, ModelResponse):
+        raise ModelError(f"{model}: the client gave {type(answer).__name__}, not a ModelResponse")
+    given: Any = answer.text
+    if not isinstance(given, str):
+        raise ModelError(f"{model}: the client gave {type(given).__name__} as text")
+    try:
+        checked_text(given)
+    except ValueError as error:
+        raise ModelError(f"{model}: the client gave a text with a {error}") from None
+    for count in (answer.tokens_in, answer.tokens_out):
+        if type(count) is not int or not 0 <= count < 2**63:
+            raise ModelError(f"{model}: the client counted no number of tokens that could be")
+    if not isinstance(answer.model, str):
+        raise ModelError(f"{model}: the client named {type(answer.model).__name__} as its model")
+    return answer
+
+
+#: What a call that took too long gives; a client may give None.
+_LATE = object()
+
+
+async def _within(limit_ms: int | None, answer: Awaitable[ModelResponse]) -> object:
     if limit_ms is None:
         return await answer
     loop = asyncio.get_running_loop()
@@ -51,8 +75,8 @@ async def _within(limit_ms: int | None, answer: Awaitable[ModelResponse]) -> Mod
     except Exception:
         if not over():
             raise
-        return None
-    return None if over() else response
+        return _LATE
+    return _LATE if over() else response
 
 
 def rendered(template: str, names: Mapping[str, Any]) -> str:
@@ -78,11 +102,7 @@ def prompt_named(prompt_id: str | None, context: ExecutionContext) -> str | None
 
 def equal_name(answer: str, names: Sequence[str]) -> str | None:
     """The name that `answer` equals without case and outer white space, else without outer punctuation, or None."""
-    for shaped in (_folded, _bare):
-        for name in names:
-            if shaped(name) and shaped(name) == shaped(answer):
-                return name
-    return None
+    return Names(names).equal(answer)
 
 
 def meant_name(answer: str, names: Sequence[str]) -> str | None:
@@ -91,11 +111,30 @@ def meant_name(answer: str, names: Sequence[str]) -> str | None:
     The name that it equals without case and outer white space, and, failing that, without outer
     punctuation; else the only name that occurs in it as a whole word.
     """
-    equal = equal_name(answer, names)
+    known = Names(names)
+    equal = known.equal(answer)
     if equal is not None:
         return equal
-    occurring = {folded: name for name in reversed(names) if (folded := _folded(name)) and occurs(name, answer)}
-    return next(iter(occurring.values())) if len(occurring) == 1 else None
+    text = answer.casefold()
+    occurring = [name for folded, name in known.folded.items() if _stands(folded, text)]
+    return occurring[0] if len(occurring) == 1 else None
+
+
+class Names:
+    """Names to compare answers with; of equal ones the first counts, and blank ones never do."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.folded: dict[str, str] = {}
+        self._bare: dict[str, str] = {}
+        for name in names:
+            self.folded.setdefault(_folded(name), name)
+            self._bare.setdefault(_bare(name), name)
+        self.folded.pop("", None)
+        self._bare.pop("", None)
+
+    def equal(self, answer: str) -> str | None:
+        """See `equal_name`."""
+        return self.folded.get(_folded(answer)) or self._bare.get(_bare(answer))
 
 
 def _folded(text: str) -> str:
@@ -119,4 +158,20 @@ def _is_outer(character: str) -> bool:
 def occurs(name: str, text: str) -> bool:
     """Whether `name` occurs in `text` as a whole word, ignoring case; a blank name does not."""
     folded = _folded(name)
-    return bool(folded) and re.search(rf"(?<!\w){re.escape(folded)}(?!\w)", text.casefold()) is not None
+    return bool(folded) and _stands(folded, text.casefold())
+
+
+def _stands(word: str, text: str) -> bool:
+    """Whether `word` stands in `text` with no letter, digit or underscore on either side."""
+    start = text.find(word)
+    while start >= 0:
+        end = start + len(word)
+        if not (start and _is_of_word(text[start - 1])) and not (end < len(text) and _is_of_word(text[end])):
+            return True
+        start = text.find(word, start + 1)
+    return False
+
+
+def _is_of_word(character: str) -> bool:
+    """What `\\w` means in Python's regular expressions."""
+    return character.isalnum() or character == "_"

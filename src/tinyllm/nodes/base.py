@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, TypeVar
 
@@ -21,6 +22,8 @@ class BaseNode(ABC):
 
     def __init__(self, definition: NodeDefinition) -> None:
         self.definition = definition
+        #: What is called for an attempt: a plain function would be code that runs before its coroutine begins.
+        self.is_async = inspect.iscoroutinefunction(self.execute)
         self.config = definition.config
         self.id = definition.id
 

@@ -85,11 +85,13 @@ class ModelNode(BaseNode):
             except NodeError as error:
                 failures.append(error)
         last = failures[-1]
-        if len(failures) > 1:
-            asked = ", ".join(request.model for request in requests)
-            last.details["models"] = [request.model for request in requests]
-            last.message = f"{last.message} (no model answered: {asked})"
-        raise last
+        if len(failures) == 1:
+            raise last
+        # A new one: the client may raise the same error again and again.
+        asked = [request.model for request in requests]
+        text = f"{last.message} (no model answered: {', '.join(asked)})"
+        details = {**last.details, "models": asked}
+        raise NodeError(last.code, text, details=details, recoverable=last.recoverable) from last
 
     async def _good_answer(
         self, request: ModelRequest, config: ModelConfig, context: ExecutionContext, limit_ms: int | None

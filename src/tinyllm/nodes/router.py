@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from tinyllm import expressions
@@ -11,7 +10,7 @@ from tinyllm.context import ExecutionContext
 from tinyllm.errors import ErrorCode, ExpressionError, NodeError
 from tinyllm.message import Message, NodeResult
 from tinyllm.models.base import ModelRequest
-from tinyllm.nodes.asking import ask, default_prompt, equal_name, meant_name, occurs, prompt_named, rendered
+from tinyllm.nodes.asking import Names, ask, default_prompt, meant_name, occurs, prompt_named, rendered
 from tinyllm.nodes.base import BaseNode, passed_on, success
 
 _QUESTION = """Which route fits this request best?
@@ -131,12 +130,14 @@ class RouterNode(BaseNode):
 
 def labels_of(answer: str, names: Sequence[str]) -> list[str]:
     """The names that the parts of an answer equal, each once, in the order of the answer."""
-    parts = re.split(r"[,\n\r\v\f\x1c-\x1e\x85\u2028\u2029]", answer)
-    found = (equal_name(part, names) for part in parts)
+    known = Names(names)
+    parts = (part for line in answer.splitlines() for part in line.split(","))
+    found = (known.equal(part) for part in parts)
     return [*dict.fromkeys(name for name in found if name is not None)]
 
 
 def best_compound(routes: Sequence[CompoundRoute], labels: Sequence[str]) -> CompoundRoute | None:
     """Of the compound routes whose domains are all among the labels, the one with most domains; then by priority."""
-    matching = [route for route in routes if all(equal_name(domain, labels) for domain in route.domains)]
+    known = Names(labels)
+    matching = [route for route in routes if all(known.equal(domain) for domain in route.domains)]
     return max(matching, key=lambda route: (len(route.domains), route.priority), default=None)

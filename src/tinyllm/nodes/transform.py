@@ -34,6 +34,10 @@ from tinyllm.texts import as_text, at_path, parsed
 #: A text may not grow beyond this, whatever steps are put together.
 TEXT_CHARS_MAX = 1_000_000
 
+#: Bounds of regular expressions: RE2 takes time in proportion to the text for each match.
+SEARCHED_CHARS_MAX = 100_000
+MATCHES_MAX = 10_000
+
 Change = Callable[[str, Mapping[str, Any]], str]
 
 
@@ -125,16 +129,26 @@ def _truncated(text: str, params: TruncateParams) -> str:
     return text[: params.max_length - len(suffix)] + suffix
 
 
+def _require_searchable(text: str) -> None:
+    """Refuse texts that a search for match after match takes minutes over: each may look at all that is left."""
+    if len(text) > SEARCHED_CHARS_MAX:
+        raise ValueError(f"a text of {len(text)} characters; patterns are looked for in at most {SEARCHED_CHARS_MAX}")
+
+
 def _extracted(text: str, params: ExtractParams) -> str:
+    _require_searchable(text)
     match = compiled(params.pattern).search(text)
     group = None if match is None else match.group(group_of(params.pattern, params.group))
     return _found(group, f"{params.pattern!r} finds nothing")
 
 
 def _replaced(text: str, params: ReplaceParams) -> str:
+    _require_searchable(text)
     pieces: list[str] = []
     size, end = 0, 0
-    for match in compiled(params.pattern).finditer(text):
+    for number, match in enumerate(compiled(params.pattern).finditer(text)):
+        if number == MATCHES_MAX:
+            raise ValueError(f"more than {MATCHES_MAX} matches")
         pieces += [text[end : match.start()], _expanded(params.replacement, match)]
         end = match.end()
         # Checked as it grows: a long replacement of every character would not fit anywhere.

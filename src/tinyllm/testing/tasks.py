@@ -29,11 +29,9 @@ _PUBLIC_METHODS: Final = frozenset(name for name in dir(asyncio.Task) if not nam
 def woken_by(callback: Callable[..., object]) -> asyncio.Task[Any] | None:
     """The task that *callback* starts or wakes; None for every other callback.
 
-    A task schedules something of its own that is bound to it, but no method that others may call. The engine waits
-    through futures that stand in for a node's own, and say which task they wake.
+    A task schedules something of its own that is bound to it, but no method that others may call.
     """
-    bound = getattr(callback, "__self__", None)
-    task = getattr(bound, "wakes", bound)
+    task = getattr(callback, "__self__", None)
     if not isinstance(task, asyncio.Task) or getattr(callback, "__name__", None) in _PUBLIC_METHODS:
         return None
     return task

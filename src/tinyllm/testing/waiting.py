@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from types import AsyncGeneratorType, FrameType
 from typing import Any, Final
 
-from tinyllm.leaf import driven_by
 from tinyllm.testing.tasks import SimulatedFuture, SimulatedTask
 
 __all__ = ["Waiting", "waiting"]
@@ -63,9 +62,6 @@ def _frames(awaited: object) -> Iterator[FrameType]:
                 if frame is not None:
                     yield frame
                 awaited = getattr(awaited, inner_name)
-                if awaited is None and frame is not None:
-                    # The engine drives a node's coroutine by hand.
-                    awaited = driven_by(frame)
                 break
         else:
             # One step of an asynchronous generator does not say whose step it is; its references do.
@@ -75,8 +71,6 @@ def _frames(awaited: object) -> Iterator[FrameType]:
 
 def _awaited_by(task: SimulatedTask[Any], frames: list[FrameType]) -> str:
     future = getattr(task, "_fut_waiter", None)
-    # What the engine waits for on a node's behalf stands in for what the node waits for.
-    future = getattr(future, "awaited", future)
     if isinstance(future, asyncio.Task):
         return f"task {future.get_name()}"
     children = [child for child in getattr(future, "_children", ()) if not child.done()]
