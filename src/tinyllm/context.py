@@ -88,7 +88,8 @@ class ExecutionContext:
     """One attempt's view of its run. `ExecutionContext()` is enough to execute a single node in a test.
 
     `variables` are this attempt's own copy: what it writes is kept if the step succeeds. `history` holds the
-    messages that the run still holds: its input, and what each visit before this one put out.
+    messages that the run still holds: its input, and what each visit before this one put out. `is_over` says whether
+    the attempt's time is up, which a node that works without waiting may want to ask.
     """
 
     run_id: str = "run"
@@ -102,6 +103,7 @@ class ExecutionContext:
     steps: Steps | None = None
     ids: Callable[[], str] = new_id
     clock: Callable[[], datetime] = utc_now
+    is_over: Callable[[], bool] = lambda: False
     count_tokens: Callable[[int], None] = lambda tokens: None
     condition_failed: Callable[[str, str], None] = lambda source, reason: None
 

@@ -93,8 +93,9 @@ class Stepper:
         outcome: StepOutcome | None = None
         try:
             attempt = Attempt(self, node, path, 1, scope, variables)
-            if node.wraps and fails_at is not None:
-                # All targets of a fanout begin before any node inside one of them does.
+            if fails_at is not None and (node.wraps or breaker is not None):
+                # All targets of a fanout begin before anything else: a node inside one of them, or the end of one
+                # that does not wait, which another's breaker would hear of.
                 await asyncio.sleep(0)
             outcome = self._begun(attempt, message) or await self._to_the_end(attempt, message)
             if outcome.error is None:
@@ -328,9 +329,13 @@ class Attempt(ExecutionContext):
         """Whether its own time is up."""
         return self.deadline is not None and nanoseconds(self._stepper.now()) >= nanoseconds(self.deadline)
 
+    def is_over(self) -> bool:
+        """Whether its time is up, or that of something around it."""
+        return self.is_late() or self.scope.outermost_over() is not None
+
     def count_tokens(self, tokens: int) -> None:
         """Count them for the run, unless this attempt is over: what comes at its deadline is late."""
-        if not self.ended and not self.is_late() and self.scope.outermost_over() is None:
+        if not self.ended and not self.is_over():
             self.tokens += tokens
             self._stepper.tokens += tokens
 

@@ -22,6 +22,9 @@ async def ask(request: ModelRequest, context: ExecutionContext, *, limit_ms: int
     """
     if context.model is None:
         raise NodeError(ErrorCode.MODEL_ERROR, "no model client was handed in", recoverable=False)
+    if context.is_over():
+        # An answer that came at the very moment of the deadline is late, and nothing may follow from it.
+        raise NodeError(ErrorCode.TIMEOUT, f"the time was up before {request.model} could be asked")
     try:
         answer: Any = await _within(limit_ms, context.model.complete(request))
     except (NodeError, asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
