@@ -12,7 +12,7 @@ import asyncio
 # Made for loops and tasks that are not asyncio's own: "Extending" in Python's documentation of asyncio.
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Callable, Coroutine, Generator
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import Any
 
 
@@ -66,7 +66,7 @@ class Started(Coroutine[Any, Any, Any]):
         self.value: Any = None
         self.error: BaseException | None = None
         #: None once it has ended: the two would keep each other in memory.
-        self.task: asyncio.Task[None] | None = loop.create_task(self, name="a task to spare", context=self._context)
+        self.task: asyncio.Task[None] | None = _task_of(self, loop, self._context)
 
     def begin(self, coroutine: Coroutine[Any, Any, Any], starter: asyncio.Task[Any] | None) -> None:
         """Run `coroutine` as this task until it waits or ends; `starter` is the task that runs now."""
@@ -167,3 +167,10 @@ class Started(Coroutine[Any, Any, Any]):
     @property
     def cr_suspended(self) -> bool:
         return bool(getattr(self._coroutine, "cr_suspended", False))
+
+
+def _task_of(started: Started, loop: asyncio.AbstractEventLoop, context: Context) -> asyncio.Task[None]:
+    if loop.get_task_factory() is None:
+        return loop.create_task(started, name="a task to spare", context=context)
+    # An eager factory would run it before there is anything to run.
+    return asyncio.Task(started, loop=loop, name="a task to spare", context=context)

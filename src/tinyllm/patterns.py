@@ -12,8 +12,10 @@ from tinyllm.errors import PatternError
 _OPTIONS = re2.Options()
 #: The library would write what it refuses to stderr; we say it ourselves.
 _OPTIONS.log_errors = False
-#: What a pattern may take when it is compiled; larger ones take long as well.
-_OPTIONS.max_mem = 1 << 20
+#: What takes more than this when it is compiled takes long as well.
+_SMALL = re2.Options()
+_SMALL.log_errors = False
+_SMALL.max_mem = 1 << 18
 PATTERN_CHARS_MAX = 1_000
 
 
@@ -23,6 +25,8 @@ def compiled(pattern: str) -> Any:
     if len(pattern) > PATTERN_CHARS_MAX:
         raise PatternError(f"a pattern of {len(pattern)} characters; at most {PATTERN_CHARS_MAX}")
     try:
+        re2.compile(pattern, _SMALL)
+        # Searching has all the memory it likes: it would be slower without.
         return re2.compile(pattern, _OPTIONS)
     except re2.error as error:
         reason = error.args[0]

@@ -334,7 +334,12 @@ class Attempt(ExecutionContext):
         return self.is_late() or self.scope.outermost_over() is not None
 
     def count_tokens(self, tokens: int) -> None:
-        """Count them for the run, unless this attempt is over: what comes at its deadline is late."""
+        """Count them for the run, unless this attempt is over: what comes at its deadline is late.
+
+        Raises NodeError `VALIDATION_ERROR` for what is no number of tokens.
+        """
+        if type(tokens) is not int or not 0 <= tokens < 2**63:
+            raise NodeError(ErrorCode.VALIDATION_ERROR, f"{tokens!r:.40} is no number of tokens")
         if not self.ended and not self.is_over():
             self.tokens += tokens
             self._stepper.tokens += tokens

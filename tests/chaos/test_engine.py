@@ -45,8 +45,8 @@ TestExecution.settings = settings(max_examples=200, stateful_step_count=12)
 def test_a_seeded_defect_is_found_in_a_drawn_life(defect):
     """Shrinking is left out: finding is what is promised here, and the stories have tests of their own.
 
-    Most are found within 100 lives and all within 1,000; Hypothesis draws other lives whenever constants in the
-    source change, so the bound leaves room.
+    Most are found within a few hundred lives and all within 2,000; Hypothesis draws other lives whenever constants
+    in the source change, so the bound leaves room.
     """
 
     @seed(0)

@@ -1,6 +1,4 @@
 """Hostile graph files, each read in a process of its own: refused or read, never slow, never large.
-
-A test that is marked `xfail` shows a bug that is known; the mark goes when it is fixed.
 """
 
 from __future__ import annotations
@@ -48,14 +46,10 @@ print(json.dumps([told, (kibibytes() - before) / 1024]))
 """
 
 
-def known_bug(number: int, why: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, reason=f"review bug {number}: {why}")
-
-
 def reading(path: str | Path) -> str:
     """`read`, or the code of the first problem."""
     command = [sys.executable, "-c", READER, str(path), json.dumps(LINE), str(SECONDS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)  # noqa: S603 - our own reader
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert 0 == done.returncode, f"{done.returncode}: {done.stderr[-300:]}"
     told, mebibytes = json.loads(done.stdout)
     assert mebibytes < MEBIBYTES
@@ -156,22 +150,18 @@ def test_a_template_of_nothing_but_braces_is_read(template: str, tmp_path: Path)
     assert "read" == reading(a_file(tmp_path, with_node("model", {"prompt_template": template})))
 
 
-@known_bug(19, "the length of a pattern has no bound, and RE2 takes its time and memory")
 def test_a_long_pattern_is_refused_at_once(tmp_path: Path):
     assert "read" != reading(a_file(tmp_path, extracting(r"\pL" * 100_000)))
 
 
-@known_bug(19, "94 MiB for 12 kilobytes")
 def test_a_pattern_that_is_too_large_takes_no_memory(tmp_path: Path):
     assert "read" != reading(a_file(tmp_path, extracting(r"\pL" * 4_000)))
 
 
-@known_bug(19, "each pattern is compiled as the file is read")
 def test_many_patterns_are_read_or_refused_in_no_time(tmp_path: Path):
     assert reading(a_file(tmp_path, extracting(*(rf"(\pL{{{count}}})" for count in range(900)))))
 
 
-@known_bug(19, "all routes are sorted again for every domain")
 def test_many_compound_routes_are_read_in_no_time(tmp_path: Path):
     routes = [{"name": f"r{number}", "target": "e"} for number in range(3_000)]
     compound = [{"domains": [f"r{number}" for number in range(2_900, 3_000)], "target": "e"}] * 200

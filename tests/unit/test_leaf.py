@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
-import inspect
 import itertools
-import sys
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +107,7 @@ class Counting(SimulatedLoop):
 
 
 def made_for(call: Call) -> tuple[Any, int, int, int]:
-    """The result, and how many tasks, timers and turns of the loop it took, beside the one task that such nodes share."""
+    """The result, and how many tasks, timers and turns of the loop it took, beside the one task that they share."""
     loop = Counting()
 
     async def main() -> Any:

@@ -350,7 +350,7 @@ def test_a_class_without_execute_is_refused_where_its_graph_is_used():
 
     node_type("empty")(Empty)
 
-    with pytest.raises(UsageError, match="'work' of type 'empty' cannot be made: TypeError: .*abstract"):
+    with pytest.raises(UsageError, match=r"'work' of type 'empty' cannot be made: TypeError: .*abstract"):
         Executor(a_line(node("empty")))
 
 

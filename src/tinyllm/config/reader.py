@@ -62,7 +62,8 @@ class _GraphShape(Part):
     allow_cycles: bool = False
 
 
-#: Characters of all regular expressions of one graph.
+#: Regular expressions of one graph, and the characters of all of them.
+PATTERNS_MAX = 200
 PATTERNS_CHARS_MAX = 20_000
 C = TypeVar("C", bound=NodeConfig)
 M = TypeVar("M", bound=BaseModel)
@@ -125,10 +126,12 @@ class Reader:
             return
         self.header = self._checked(_GraphShape, value, ())
         self.points = _well_formed_points(value)
-        patterns = sum(map(len, _patterns(value.get("nodes"))))
-        if patterns > PATTERNS_CHARS_MAX:
-            # Each is compiled to see whether it can be; that many would take minutes.
-            text = f"regular expressions of {patterns} characters together; at most {PATTERNS_CHARS_MAX}"
+        patterns = [*_patterns(value.get("nodes"))]
+        characters = sum(map(len, patterns))
+        if len(patterns) > PATTERNS_MAX or characters > PATTERNS_CHARS_MAX:
+            # Each is compiled to see whether it can be; more would take long.
+            most = f"at most {PATTERNS_MAX} of {PATTERNS_CHARS_MAX}"
+            text = f"{len(patterns)} regular expressions of {characters} characters together; {most}"
             self.report(("nodes",), an_error("too_large", text))
             self.refused_parts += 1
             return
