@@ -35,7 +35,8 @@ class EchoNode(BaseNode):
     async def execute(self, message: Message, context: ExecutionContext) -> NodeResult:
         config = self.config_as(EchoConfig)
         text = " ".join([message.payload.content or ""] * config.times)
-        return NodeResult(success=True, output_messages=[context.child_of(message, message.payload.replace(content=text))])
+        output = context.child_of(message, message.payload.replace(content=text))
+        return NodeResult(success=True, output_messages=[output])
 
 
 @tool

@@ -133,7 +133,9 @@ ASKING = st.sampled_from(
 ANSWERING = st.sampled_from(
     (*[{}] * 14, *combined(response_schema=SCHEMAS, repair_attempts=(None, 0, 2), system_prompt=(None, "{task}")))
 )
-STRATEGIES = st.sampled_from(("all", "majority_vote", "first_success", "best_score", "majority_vote", "best_score"))
+STRATEGIES = st.sampled_from(
+    ("all", "majority_vote", "first_success", "best_score", "majority_vote", "best_score", "majority_vote")
+)
 FANOUTS = st.sampled_from(
     combined(
         parallel=(None, False, None),

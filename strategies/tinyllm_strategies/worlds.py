@@ -53,6 +53,7 @@ _LIMITS: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
 )
 _STORMY = st.sampled_from((False, True, True))
 _TIMED = st.sampled_from((False, False, False, True))
+_SPELLED = st.sampled_from((False, True, True))
 _NO_CANCELS = st.none()
 _TASKS = task_texts()
 
@@ -124,7 +125,7 @@ def _storms(draw: st.DrawFn, cast: _Cast, config: ExecutorConfig, cancels: bool)
     most = RUNS_MAX if config.breaker is None else 1
     runs = tuple(draw(st.lists(run_plans(contents=cast.answers, cancels=cancels), min_size=1, max_size=most)))
     pool = draw(st.lists(cast.answers, min_size=2, max_size=ANSWERS_MAX, unique=True))
-    if draw(st.booleans()):
+    if draw(_SPELLED):
         # Spelled otherwise it is the same vote, and another payload.
         pool.append(f" {pool[0].upper()}\n")
     says = _sayings(draw, cast, runs=len(runs), pool=pool)

@@ -31,7 +31,7 @@ from tinyllm.nodes.timeout import TimeoutNode
 from tinyllm.nodes.tool import ToolNode
 from tinyllm.nodes.transform import TransformNode
 from tinyllm.running import Run, _Walk
-from tinyllm.stepping import Attempt, InnerLimit, InnerSteps, Stepper, _Branches
+from tinyllm.stepping import Attempt, InnerSteps, Stepper, _Branches
 
 
 @dataclass(frozen=True)
@@ -308,12 +308,6 @@ TIMEOUT_DEFECTS = (
         Stepper._after_failed,
         "if not may_retry(node.config, attempt.number, failure):",
         "if not may_retry(node.config, attempt.number, failure) or node.instead_of(failure, message, attempt):",
-    ),
-    Defect(
-        "a limit inside that wins ties",
-        InnerLimit.over,
-        "outermost is None or outermost is self._scope",
-        "self._scope.over() or outermost is None",
     ),
 )
 

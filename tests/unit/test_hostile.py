@@ -114,13 +114,15 @@ def test_what_is_no_result_is_a_validation_error(value: Any):
 
 
 def test_a_failed_result_without_a_proper_error_fails_the_step():
-    result = run_of(returns(NodeResult.model_construct(success=False, error="bad")))
+    wrong: Any = "bad"
+    result = run_of(returns(NodeResult.model_construct(success=False, error=wrong)))
 
     assert "failed" == result.status
 
 
 def test_a_result_whose_messages_are_none_is_the_fault_of_its_node():
-    result = run_of(returns(NodeResult.model_construct(success=True, output_messages=["junk"], next_nodes=[])))
+    wrong: Any = ["junk"]
+    result = run_of(returns(NodeResult.model_construct(success=True, output_messages=wrong, next_nodes=[])))
 
     assert ("VALIDATION_ERROR", "work") == (code(result), result.error and result.error.node_id)
 
@@ -356,7 +358,7 @@ def circle() -> Any:
 @pytest.mark.parametrize("made", [circle, object, lambda: math.nan, lambda: "\ud800", lambda: 10**10_000])
 def test_what_a_tool_gives_that_is_no_json_is_a_validation_error(made: Callable[[], Any]):
     @tool
-    def odd(x: str):  # type: ignore[no-untyped-def]
+    def odd(x: str):
         """Give something odd."""
         return made()
 
@@ -383,7 +385,7 @@ def test_a_run_that_could_not_be_made_keeps_no_place():
         go(executor)
     executor.rng = random.Random(1)
     try:
-        status = go(executor).status
+        status: str = go(executor).status
     except OverloadedError:
         status = "refused"
 
@@ -453,7 +455,7 @@ def test_one_executor_serves_one_loop_after_another():
 @pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="from Python 3.12 on")
 def test_a_loop_with_eager_tasks_runs_graphs_too():
     async def main() -> str:
-        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
         result = await an_executor(a_line(PLAIN), {"work": says("x", after_ms=1)}).execute(TASK)
         return result.status
 

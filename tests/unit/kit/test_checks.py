@@ -695,7 +695,7 @@ def test_what_a_timeout_wraps_is_no_visit():
     )
     history = play(Scenario(), graph)
 
-    assert ["start", "work", "end"] == visits_of(history.runs[0].result)
+    assert ["start", "work", "end"] == visits_of(history.runs[0].result)  # type: ignore[arg-type]
     assert [] == reasons(agrees, history)
 
 

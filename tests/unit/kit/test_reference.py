@@ -8,6 +8,7 @@ last one repeats, and callers that are not named say "ok" after 10 ms.
 import random
 from collections.abc import Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -1632,6 +1633,7 @@ def test_all_joins_the_contents_in_target_order_and_lists_every_result():
 def test_all_leaves_out_the_results_that_it_received():
     payload = MessagePayload(content="c", structured={"results": [1], "s": 2})
     outcome = run(strategy("all", "a", "b"), payload=payload)
+    assert outcome.payload.structured is not None
     assert outcome.payload.structured["results"] == [entry("a", "ok", {"s": 2}), entry("b", "ok", {"s": 2})]
 
 
@@ -2181,7 +2183,7 @@ def test_a_limit_inside_a_loop_inside_a_fanout_is_that_of_the_nearest():
 
 @pytest.mark.parametrize("wrapper", [timeout, loop, fanout])
 def test_wrappers_nest_64_levels_deep(wrapper):
-    more = {"timeout_ms": 1_000} | ({"fixed_count": 1} if wrapper is loop else {})
+    more: dict[str, Any] = {"timeout_ms": 1_000} | ({"fixed_count": 1} if wrapper is loop else {})
     more |= {"aggregation_strategy": "first_success"} if wrapper is fanout else {}
     nodes = {f"w{i}": wrapper(f"w{i + 1}", **more) for i in range(64)} | {"w64": node("transform")}
     outcome = run(graph(nodes, ["start w0", "w0 end"]), max_steps=70)

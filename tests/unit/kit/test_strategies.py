@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, assume, find, given, settings
@@ -471,8 +472,9 @@ def test_iterations_and_timeouts_have_voices_of_their_own():
 
 def test_a_router_asks_only_if_it_has_routes_and_no_rules():
     assert {"m1": "m1", "m2": "m2"} == hosts_of(LOOPED)
-    for config in ({"mode": "keywords"}, {"routes": []}):
-        way = {"model": "m3", "routes": [{"name": "a", "target": "end", "keywords": ["a"]}], **config}
+    configs: list[dict[str, Any]] = [{"mode": "keywords"}, {"routes": []}]
+    for config in configs:
+        way: dict[str, Any] = {"model": "m3", "routes": [{"name": "a", "target": "end", "keywords": ["a"]}], **config}
         assert {} == hosts_of(a_line(node("router", **way)))
 
 
