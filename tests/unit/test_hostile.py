@@ -421,7 +421,7 @@ def test_a_task_of_another_type_is_misuse(task: Any):
         {"entry": "end"},
         {"entry": 5},
         {"variables": {1: 2}},
-        {"variables": {"a": object()}},
+        {"variables": {"a": b"bytes"}},
         {"variables": [1]},
         {"variables": 5},
         {"run_id": 5},
