@@ -191,6 +191,8 @@ class Stepper:
             details = {"delay_ms": delay_ms}
             trace.add(EventKind.RETRY_WAITING, node.id, path, attempt.number, cause=cause, details=details)
             try:
+                # Also without a delay: the targets beside this one begin before it tries again.
+                await asyncio.sleep(0)
                 await scope.sleep_until(self.now() + delay_ms / 1_000)
             except BaseException as error:
                 self._step_cut_off(attempt, error)

@@ -559,3 +559,17 @@ def test_whatever_is_nested_ends_in_time_within_its_steps_with_a_whole_trace(par
         assert float(timeout_ms) == result.total_latency_ms
     if code(result) == "BOUNDS_EXCEEDED":
         assert max_steps == result.nodes_executed
+
+
+def test_all_targets_begin_before_one_of_them_tries_again():
+    """What fails at once, and is tried again at once, has made one attempt when the next target is a step too many."""
+
+    async def refused(message: Message, context: ExecutionContext) -> NodeResult:
+        raise NodeError(ErrorCode.MODEL_ERROR, "refused")
+
+    nodes = {"w": fan("a", "b", "a"), "a": node("model"), "b": node("model", retry_count=2, retry_delay_ms=0)}
+    graph = a_graph(nodes, [("start", "w"), ("w", "end")])
+    result = go(an_executor(graph, {"a": refused, "b": refused}, max_steps=4))
+
+    assert ("BOUNDS_EXCEEDED", 4) == (code(result), result.nodes_executed)
+    assert 4 == count(result, EventKind.ATTEMPT_STARTED)
