@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, final
 
-from tinyllm.message import ErrorInfo, Message, MessageMetadata, MessagePayload, new_id, utc_now
+from tinyllm.message import ErrorInfo, Message, MessageMetadata, MessagePayload, child_owning, new_id, utc_now
 from tinyllm.models.base import ModelClient
 from tinyllm.tools.registry import ToolRegistry
 
 
+@final
 @dataclass(slots=True)
 class StepOutcome:
     """How a step ended: with `message` and `next_nodes`, or with `error`.
@@ -122,6 +123,4 @@ class ExecutionContext:
         self, message: Message, payload: MessagePayload, metadata: MessageMetadata | None = None
     ) -> Message:
         """The same for a payload that nobody else holds: it is taken as it is."""
-        return message.child_owning(
-            payload, self.node_id, message_id=self.ids(), created_at=self.clock(), metadata=metadata
-        )
+        return child_owning(message, payload, self.node_id, None, self.ids(), self.clock(), metadata)

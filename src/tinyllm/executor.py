@@ -23,6 +23,7 @@ from tinyllm.config import (
     RouterConfig,
     ToolConfig,
 )
+from tinyllm.eager import Started, one_turn, start_own
 from tinyllm.errors import UsageError
 from tinyllm.graph import Graph
 from tinyllm.message import Message, TaskPayload, checked_json, checked_text, new_id, utc_now
@@ -91,8 +92,7 @@ class Executor:
     ) -> RunResult:
         """Run the graph on a task; see `run`."""
         _require(TaskPayload, task, 'a TaskPayload, as in TaskPayload(content="...")')
-        run, turn = self._prepared(self._message_of(task), run_id, entry, variables)
-        return await self._until_ended(run, turn)
+        return await self._until_ended(*self._prepared(self._message_of(task), run_id, entry, variables))
 
     async def run(
         self,
@@ -109,8 +109,7 @@ class Executor:
         way; CancelledError if the caller is cancelled, once the run has ended.
         """
         _require(Message, message, "a Message")
-        run, turn = self._prepared(message, run_id, entry, variables)
-        return await self._until_ended(run, turn)
+        return await self._until_ended(*self._prepared(message, run_id, entry, variables))
 
     def stream(
         self,
@@ -178,11 +177,19 @@ class Executor:
 
     async def _until_ended(self, run: Run, turn: asyncio.Future[None] | None) -> RunResult:
         """The run's result; the caller's own cancellation is passed to the run and raised when it has ended."""
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(self._in_turn(run, turn), name=f"run {run.run_id}")
+        begun: RunResult | Started = start_own(self._in_turn(run, turn), "run", run.run_id)
+        if type(begun) is RunResult:
+            # All that the run held is let go of before its caller goes on.
+            del run, turn
+            # A caller with many runs that never wait must not keep its loop from everybody else.
+            await one_turn()
+            return begun
+        assert isinstance(begun, Started)
+        task = begun.task
+        assert task is not None
         cancelled: asyncio.CancelledError | None = None
         while not task.done():
-            ended = loop.create_future()
+            ended = asyncio.get_running_loop().create_future()
             wake = partial(_wake, ended)
             task.add_done_callback(wake)
             try:
@@ -193,7 +200,9 @@ class Executor:
                 run.cancel()
         if cancelled is not None:
             raise cancelled
-        return task.result()
+        # Ctrl-C ends the task itself.
+        result: RunResult = begun.result() if begun.has_ended else task.result()
+        return result
 
     async def _in_turn(self, run: Run, turn: asyncio.Future[None] | None) -> RunResult:
         try:
@@ -260,10 +269,10 @@ def _breakers(graph: Graph, config: ExecutorConfig) -> dict[str, CircuitBreaker]
     return {node_id: breakers[key] for node_id, key in keys.items()}
 
 
-def _sorted_out(edges: tuple[EdgeDefinition, ...]) -> tuple[tuple[EdgeDefinition, ...], EdgeDefinition | None]:
-    """The conditional edges in the order in which they are asked, and the first of the others."""
+def _sorted_out(edges: tuple[EdgeDefinition, ...]) -> tuple[tuple[EdgeDefinition, ...], str | None]:
+    """The conditional edges in the order in which they are asked, and where the first of the others leads."""
     conditional = tuple(edge for edge in edges if edge.condition is not None)
-    return conditional, next((edge for edge in edges if edge.condition is None), None)
+    return conditional, next((edge.to_node for edge in edges if edge.condition is None), None)
 
 
 def _parsed_conditions(graph: Graph) -> dict[str, expressions.Expression]:

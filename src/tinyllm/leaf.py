@@ -1,29 +1,18 @@
-"""Runs the code of a node, which is not ours, in a task of its own, and stops it when its time is up.
-
-A node that never waits costs no task (see `eager.py`).
-"""
+"""The code of a node, which is not ours, runs in a task of its own (see `eager.py`); here it is stopped in time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable
 from types import CoroutineType
 from typing import Any
 
-from tinyllm.eager import EagerTasks, Started
+from tinyllm.eager import Raised, Started
 from tinyllm.scopes import Scope, nanoseconds
 
 #: How often a task that swallows its cancellation is cancelled again at once, and then spread over its grace.
 RECANCEL_AT_ONCE = 10
 RECANCEL_SPREAD = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Raised:
-    """What a node raised; a node that returns an exception did not raise it."""
-
-    error: BaseException
 
 
 class Abandoned:
@@ -36,26 +25,6 @@ class Abandoned:
 ABANDONED = Abandoned()
 
 
-async def run_leaf(
-    tasks: EagerTasks, call: Callable[[], Any], scope: Scope, *, deadline: float, grace_s: float, name: str
-) -> Any:
-    """What the coroutine that `call` makes returned, or `Raised`, or `ABANDONED`.
-
-    It is cancelled at its next await once loop time `deadline` has come or `scope` is over; whether that was so
-    is for the caller to ask. A node that cancelled its own task, and returned before that arrived, is `Raised` with
-    CancelledError. Raises KeyboardInterrupt only.
-    """
-    started = begin_leaf(tasks, called(call), name=name)
-    if started.has_ended:
-        return outcome_of(started)
-    return await leaf_end(started, scope, deadline=deadline, grace_s=grace_s)
-
-
-def begin_leaf(tasks: EagerTasks, coroutine: Coroutine[Any, Any, Any], *, name: str) -> Started:
-    """Run a node's coroutine until it waits for something, or ends."""
-    return tasks.start(coroutine, name=name)
-
-
 async def called(call: Callable[..., Any], *arguments: Any) -> Any:
     """What a call gives that may be any awaitable, or none."""
     made = call(*arguments)
@@ -66,18 +35,12 @@ async def _awaited(made: Any) -> Any:
     return await made
 
 
-def outcome_of(started: Started) -> Any:
-    """What a node that has ended gave: what it returned, or `Raised`."""
-    if started.error is not None:
-        return Raised(started.error)
-    # A request that was taken back says nothing, whether or not it would still have arrived.
-    if started.task is not None and started.task.cancelling():
-        return Raised(asyncio.CancelledError())
-    return started.value
-
-
 async def leaf_end(started: Started, scope: Scope, *, deadline: float, grace_s: float) -> Any:
-    """Wait for the end of a node that waits, or stop it at its deadline."""
+    """Wait for the end of a node that waits: what it returned, or `Raised`, or `ABANDONED`.
+
+    It is cancelled at its next await once loop time `deadline` has come or `scope` is over; whether that was so
+    is for the caller to ask.
+    """
     task = started.task
     assert task is not None
     with Scope(scope, deadline=deadline) as limit:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainValidator
 
@@ -47,15 +47,19 @@ def checked_json(value: Any, depth: int = 0) -> Any:
     if depth == DEPTH_MAX:
         raise ValueError(f"nested more than {DEPTH_MAX} levels deep")
     depth += 1
+    # Most values of most messages are plain text, and every message is checked.
     if kind is list:
-        return [item if item is None or type(item) is bool else checked_json(item, depth) for item in value]
-    copy = {}
+        return [
+            item if item is None or (type(item) is str and item.isascii()) else checked_json(item, depth)
+            for item in value
+        ]
+    copy = value.copy()
     for key, item in value.items():
         if not (type(key) is str and key.isascii()):
             _checked_key(key)
-        # Most values of most messages are plain text, and every message is checked.
-        plain = item is None or (type(item) is str and item.isascii())
-        copy[key] = item if plain else checked_json(item, depth)
+        kind = type(item)
+        if item is not None and kind is not bool and not (kind is str and item.isascii()):
+            copy[key] = checked_json(item, depth)
     return copy
 
 
@@ -97,29 +101,31 @@ JsonObject = Annotated[dict[str, Any], PlainValidator(_checked_object)]
 
 def new_id() -> str:
     """A random identifier of 128 bits, for messages built by hand; a run takes its ids from its executor."""
-    # What a random UUID is made of, for a quarter of its cost.
-    return os.urandom(16).hex()
+    try:
+        return _IDS.pop()
+    except IndexError:
+        # What a random UUID is made of, many at a time: asking the system for each would cost more than all the rest.
+        pool = os.urandom(16 * 257).hex()
+        _IDS.extend(pool[start : start + 32] for start in range(32, len(pool), 32))
+        return pool[:32]
+
+
+_IDS: list[str] = []
+if hasattr(os, "register_at_fork"):
+    # A forked process must not go on with the ids of its parent.
+    os.register_at_fork(after_in_child=_IDS.clear)
 
 
 #: The wall clock, for messages built by hand; a run takes its time from its executor.
 utc_now: Callable[[], datetime] = partial(datetime.now, UTC)
 
-# The slots of every Pydantic model. Its own way to build without validation goes through all fields one by one.
+# Values of parts that were checked and copied already are assembled: what validation would give, for a fifth of its
+# cost. Pydantic's own way to do that goes through all fields one by one. Of a model's slots only those are filled
+# that differ from value to value; `_Value.__getattr__` answers for the others.
+_new = object.__new__
 _set_fields = vars(BaseModel)["__dict__"].__set__
 _set_named = vars(BaseModel)["__pydantic_fields_set__"].__set__
 _set_extra = vars(BaseModel)["__pydantic_extra__"].__set__
-_set_private = vars(BaseModel)["__pydantic_private__"].__set__
-_V = TypeVar("_V", bound=BaseModel)
-
-
-def _assembled(kind: type[_V], fields: dict[str, Any], named: set[str], extra: dict[str, Any] | None = None) -> _V:
-    """A value of parts that were checked and copied already: what validation would give, for a fifth of its cost."""
-    value = kind.__new__(kind)
-    _set_fields(value, fields)
-    _set_named(value, named)
-    _set_extra(value, extra)
-    _set_private(value, None)
-    return value
 
 
 class _Value(BaseModel):
@@ -127,6 +133,18 @@ class _Value(BaseModel):
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", ser_json_inf_nan="strings", revalidate_instances="always"
     )
+    #: The fields that are set in a value that was assembled.
+    _assembled: ClassVar[frozenset[str]] = frozenset()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Asked only for what is not there: the slots that an assembled value leaves empty."""
+            if name in _EMPTY_SLOTS:
+                return None
+            if name == "__pydantic_fields_set__":
+                return set(self._assembled)
+            return super().__getattr__(name)
 
     def to_json(self) -> str:
         """This value as one line of JSON with sorted keys: equal values give equal text."""
@@ -136,6 +154,9 @@ class _Value(BaseModel):
     def from_json(cls, text: str) -> Self:
         """The value that `to_json` wrote; raises pydantic.ValidationError for anything else."""
         return cls.model_validate_json(text)
+
+
+_EMPTY_SLOTS = frozenset({"__pydantic_extra__", "__pydantic_private__"})
 
 
 def _recoverable_by_code(fields: dict[str, Any]) -> bool:
@@ -194,21 +215,22 @@ class MessagePayload(_Value):
     def copied(self) -> MessagePayload:
         """A copy that shares no mutable state with this one."""
         values = self.__dict__.copy()
-        if self.__pydantic_extra__ or values["structured"] is not None or values["error"] is not None:
-            return self.replace()
-        if values["tool_result"] is not None or values["confidence"] is not None:
-            return self.replace()
-        if values["tool_call"] is not None or values["tool_calls"] is not None:
-            return self.replace()
-        metadata = values["metadata"]
-        if metadata:
+        if (
+            values["metadata"]
+            or values["structured"] is not None
+            or values["error"] is not None
+            or values["tool_result"] is not None
+            or values["confidence"] is not None
+            or values["tool_call"] is not None
+            or values["tool_calls"] is not None
+            or self.__pydantic_extra__
+        ):
             return self.replace()
         values["metadata"] = {}
-        copy = MessagePayload.__new__(MessagePayload)
+        copy = _new(MessagePayload)
         _set_fields(copy, values)
         _set_named(copy, self.__pydantic_fields_set__)
         _set_extra(copy, {})
-        _set_private(copy, None)
         return copy
 
     def replace(self, /, **fields: Any) -> MessagePayload:
@@ -243,7 +265,7 @@ class MessagePayload(_Value):
         values["metadata"] = _checked_object(values["metadata"])
         if extra:
             extra = {name: checked_json(value) for name, value in extra.items()}
-        return _assembled(MessagePayload, values, self.__pydantic_fields_set__ | fields.keys(), extra)
+        return _payload(values, self.__pydantic_fields_set__ | fields.keys(), extra)
 
     def fields(self) -> dict[str, Any]:
         """All fields and extra keys by name, unconverted."""
@@ -251,6 +273,14 @@ class MessagePayload(_Value):
 
 
 _TEXT_FIELDS = frozenset({"task", "content", "route"})
+
+
+def _payload(values: dict[str, Any], named: set[str], extra: dict[str, Any]) -> MessagePayload:
+    payload = _new(MessagePayload)
+    _set_fields(payload, values)
+    _set_named(payload, named)
+    _set_extra(payload, extra)
+    return payload
 
 
 class MessageMetadata(_Value):
@@ -291,8 +321,7 @@ class Message(_Value):
     @classmethod
     def of_task(cls, task: TaskPayload, *, message_id: str, trace_id: str, created_at: datetime) -> Message:
         """The message with which a run of `task` begins; `trace_id` may be any text."""
-        origin = _assembled(Message, {"message_id": None, "trace_id": checked_text(trace_id)}, _MESSAGE_FIELDS)
-        return origin.child_owning(task.to_payload(), "user", message_id=message_id, created_at=created_at)
+        return _message(checked_text(trace_id), None, task.to_payload(), "user", None, message_id, created_at, None)
 
     def create_child(
         self,
@@ -311,56 +340,71 @@ class Message(_Value):
         """
         payload = self.payload if payload is None else payload
         copied = payload.copied() if type(payload) is MessagePayload else payload
-        return self.child_owning(copied, source_node, target_node, message_id=message_id, created_at=created_at)
-
-    def child_owning(
-        self,
-        payload: MessagePayload,
-        source_node: str,
-        target_node: str | None = None,
-        *,
-        message_id: str | None = None,
-        created_at: datetime | None = None,
-        metadata: MessageMetadata | None = None,
-    ) -> Message:
-        """The same for a payload that nobody else holds: it is taken as it is."""
         mine = self.__dict__
-        new = new_id() if message_id is None else message_id
-        moment = utc_now() if created_at is None else created_at
-        fields = {
-            "message_id": new,
-            "trace_id": mine["trace_id"],
-            "parent_id": mine["message_id"],
-            "source_node": source_node,
-            "target_node": target_node,
-            "payload": payload,
-            "metadata": _UNMEASURED if metadata is None else metadata,
-            "created_at": moment,
-        }
-        if (
-            type(new) is str
-            and new.isascii()
-            and type(source_node) is str
-            and source_node.isascii()
-            and (target_node is None or (type(target_node) is str and target_node.isascii()))
-            and type(payload) is MessagePayload
-            and type(moment) is datetime
-            # Any other time zone would have to become UTC, and no time zone is an error.
-            and moment.tzinfo is UTC
-        ):
-            child = Message.__new__(Message)
-            _set_fields(child, fields)
-            _set_named(child, _MESSAGE_FIELDS)
-            _set_extra(child, None)
-            _set_private(child, None)
-            return child
-        return Message(**fields)
+        return _message(
+            mine["trace_id"], mine["message_id"], copied, source_node, target_node, message_id, created_at, None
+        )
+
+
+def child_owning(
+    parent: Message,
+    payload: MessagePayload,
+    source_node: str,
+    target_node: str | None,
+    message_id: str | None,
+    created_at: datetime | None,
+    metadata: MessageMetadata | None = None,
+) -> Message:
+    """Like `create_child`, for a payload that nobody else holds: it is taken as it is."""
+    mine = parent.__dict__
+    return _message(
+        mine["trace_id"], mine["message_id"], payload, source_node, target_node, message_id, created_at, metadata
+    )
+
+
+def _message(
+    trace_id: str,
+    parent_id: str | None,
+    payload: MessagePayload,
+    source_node: str,
+    target_node: str | None,
+    message_id: str | None,
+    created_at: datetime | None,
+    metadata: MessageMetadata | None,
+) -> Message:
+    """A message of a trace and with a payload that are checked already; the rest is checked here."""
+    new = new_id() if message_id is None else message_id
+    moment = utc_now() if created_at is None else created_at
+    fields: dict[str, Any] = {
+        "message_id": new,
+        "trace_id": trace_id,
+        "parent_id": parent_id,
+        "source_node": source_node,
+        "target_node": target_node,
+        "payload": payload,
+        "metadata": _UNMEASURED if metadata is None else metadata,
+        "created_at": moment,
+    }
+    if (
+        type(new) is str
+        and new.isascii()
+        and type(source_node) is str
+        and source_node.isascii()
+        and (target_node is None or (type(target_node) is str and target_node.isascii()))
+        and type(payload) is MessagePayload
+        and type(moment) is datetime
+        # Any other time zone would have to become UTC, and no time zone is an error.
+        and moment.tzinfo is UTC
+    ):
+        message = _new(Message)
+        _set_fields(message, fields)
+        return message
+    return Message(**fields)
 
 
 #: Frozen and without mutable parts, so that all messages may share it.
 _UNMEASURED = MessageMetadata()
-#: All of them are given to a child. Nobody changes such a set: the value is frozen.
-_MESSAGE_FIELDS = set(Message.model_fields)
+Message._assembled = frozenset(Message.model_fields)
 
 
 class TaskPayload(_Value):
@@ -372,12 +416,15 @@ class TaskPayload(_Value):
 
     def to_payload(self) -> MessagePayload:
         """`content` becomes `task` and `content`, `context` `structured.context`, `options` `metadata.options`."""
-        fields: dict[str, Any] = {"task": self.content, "content": self.content}
+        named = {"task", "content"}
+        values = {**_EMPTY.__dict__, "task": self.content, "content": self.content, "metadata": {}}
         if self.context is not None:
-            fields["structured"] = {"context": self.context}
+            named.add("structured")
+            values["structured"] = {"context": self.context}
         if self.options is not None:
-            fields["metadata"] = {"options": self.options}
-        return _EMPTY.replace(**fields)
+            named.add("metadata")
+            values["metadata"] = {"options": checked_json(self.options)}
+        return _payload(values, named, {})
 
 
 _EMPTY = MessagePayload()
@@ -395,6 +442,31 @@ class NodeResult(_Value):
     error: ErrorInfo | None = None
     metadata: JsonObject = Field(default_factory=dict)
     latency_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    _assembled = frozenset({"success", "output_messages"})
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, /, *, success: Any = None, output_messages: Any = None, **fields: Any) -> None:
+            # What most results are: one message of ours, which validation would take as it is.
+            plain = type(output_messages) is list and len(output_messages) == 1 and type(output_messages[0]) is Message
+            if plain and success is True and not fields:
+                values = {
+                    "success": True,
+                    "output_messages": [output_messages[0]],
+                    "next_nodes": [],
+                    "error": None,
+                    "metadata": {},
+                    "latency_ms": 0.0,
+                }
+                _set_fields(self, values)
+                return
+            # None stands for what was not given: for these two it is no value.
+            given = {"success": success, "output_messages": output_messages}
+            super().__init__(**{name: value for name, value in given.items() if value is not None}, **fields)
+
+        # Or Pydantic would build with this what it has validated already, JSON too.
+        __init__.__pydantic_base_init__ = True
 
     @property
     def output(self) -> str | None:

@@ -6,7 +6,7 @@ Steps are executed by `stepping.py`; what a failed visit leads to is decided in 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,8 @@ class Run:
 
     async def walk(self) -> RunResult:
         """Walk the token until the run ends. Its time counts from here."""
-        trace_id = self._walk.message.trace_id
+        walk, nodes, held = self._walk, self._executor.nodes, self._held
+        trace_id = walk.message.trace_id
         self.trace.began()
         self.trace.add(EventKind.RUN_STARTED, details={"run_id": self.run_id, "seed": self._seed})
         with self._scope as scope:
@@ -110,7 +111,14 @@ class Run:
             try:
                 ending = None
                 while ending is None:
-                    ending = self._before_visit() or self._after_visit(await self._visit(stepper))
+                    walk.visit += 1
+                    node = nodes[walk.node_id]
+                    begun = stepper.begin(node, walk.message, str(walk.visit), scope, self._variables)
+                    outcome = begun if type(begun) is StepOutcome else await stepper.rest(begun, walk.message)
+                    ending = self._after_visit(node, outcome)
+                    if ending is None:
+                        held.add(walk.message)
+                        ending = self._over_bounds() if held.bounded else None
             except CutShort as cut:
                 ending = self._cut_off(cut.scope, stepper)
             except ValidationError as error:
@@ -118,7 +126,6 @@ class Run:
                 text = clean(f"the message at hand is none any more: {error}")
                 told = ErrorInfo(code=ErrorCode.VALIDATION_ERROR, message=text, node_id=self._walk.node_id)
                 ending = _Ending("failed", told, self._walk.message)
-        stepper.tasks.close()
         self._ended = True
         code = ending.error.code if ending.error else None
         self.trace.add(EventKind.RUN_ENDED, code=code, details={"status": ending.status})
@@ -151,46 +158,28 @@ class Run:
 
     # --- visits ------------------------------------------------------------------------------------
 
-    def _before_visit(self) -> _Ending | None:
-        """An ending if the run holds more than it may."""
-        walk = self._walk
-        if walk.visit and (exceeded := self._over_bounds()) is not None:
-            error = ErrorInfo(code=ErrorCode.BOUNDS_EXCEEDED, message=exceeded, node_id=walk.node_id)
-            return _Ending("failed", error, walk.message)
-        return None
-
-    def _visit(self, stepper: Stepper) -> Coroutine[Any, Any, StepOutcome]:
-        """One visit of the token: a step of the node where it is."""
-        walk = self._walk
-        walk.visit += 1
-        node = self._executor.nodes[walk.node_id]
-        return stepper.step(node, walk.message, str(walk.visit), self._scope, self._variables)
-
-    def _after_visit(self, outcome: StepOutcome) -> _Ending | None:
+    def _after_visit(self, node: BaseNode, outcome: StepOutcome) -> _Ending | None:
         """Where a visit leads; an ending when it leads nowhere."""
-        walk = self._walk
-        node = self._executor.nodes[walk.node_id]
         if outcome.error is not None:
             return self._after_failure(node, outcome.error)
-        walk.message = outcome.message
+        self._walk.message = outcome.message
         self._variables = outcome.variables
         if node.definition.type is NodeType.EXIT:
             return self._at_exit(node.config_as(ExitConfig))
         return self._go_on(node, outcome.next_nodes)
 
-    def _over_bounds(self) -> str | None:
-        """Hold what the last visit put out, and say which bound of what is held is then exceeded."""
-        held = self._held
-        held.add(self._walk.message)
-        if not held.bounded:
-            return None
+    def _over_bounds(self) -> _Ending | None:
+        """An ending if the run holds more than it may, now that a visit that leads on has put something out."""
+        held, walk = self._held, self._walk
         if self._config.prune and (dropped := held.prune()):
-            self.trace.add(EventKind.MESSAGES_PRUNED, self._walk.node_id, details={"dropped": dropped})
+            self.trace.add(EventKind.MESSAGES_PRUNED, walk.node_id, details={"dropped": dropped})
         exceeded = held.exceeded()
-        if exceeded is not None:
-            # The deadline and a cancellation come before any limit.
-            self._scope.check()
-        return exceeded
+        if exceeded is None:
+            return None
+        # The deadline and a cancellation come before any limit.
+        self._scope.check()
+        error = ErrorInfo(code=ErrorCode.BOUNDS_EXCEEDED, message=exceeded, node_id=walk.node_id)
+        return _Ending("failed", error, walk.message)
 
     def _after_failure(self, node: BaseNode, error: ErrorInfo) -> _Ending | None:
         walk = self._walk
@@ -227,11 +216,13 @@ class Run:
             if next_nodes[0] in self._graph.ways(node.id):
                 return self._take(node, next_nodes[0], "named by the node")
             return self._no_way(node, f"{node.id!r} named {next_nodes[0]!r}, which is not one of its ways")
-        conditional, otherwise = self._executor.edges[node.id]
-        edge = (self._first_that_holds(conditional, node.id) if conditional else None) or otherwise
-        if edge is None:
+        conditional, to = self._executor.edges[node.id]
+        why = "unconditional"
+        if conditional and (edge := self._first_that_holds(conditional, node.id)) is not None:
+            to, why = edge.to_node, str(edge.condition)
+        if to is None:
             return self._no_way(node, f"no edge from {node.id!r} holds and none is unconditional")
-        return self._take(node, edge.to_node, edge.condition or "unconditional")
+        return self._take(node, to, why)
 
     def _first_that_holds(self, edges: tuple[EdgeDefinition, ...], node_id: str) -> EdgeDefinition | None:
         names = expressions.names_of(self._walk.message, self._variables)

@@ -16,6 +16,8 @@ from typing import Any
 
 #: Why a scope is over when nobody closed it.
 DEADLINE = "deadline"
+#: Seconds: more than the rounding of sums of floats that mean the same moment. Before that nobody compares exactly.
+ROUNDING = 1e-6
 
 
 class CutShort(Exception):
@@ -34,33 +36,26 @@ class Scope:
     because sums of floats that mean the same moment differ in their last bit.
     """
 
-    __slots__ = (
-        *("_children", "_deadline", "_deadline_ns", "_loop", "_parent", "_timer", "_wakers"),
-        *("closed", "now", "reason", "safe_until"),
-    )
+    __slots__ = ("_children", "_deadline", "_parent", "_timer", "_wakers", "now", "reason", "safe_until", "tree")
 
     def __init__(self, parent: Scope | None = None, *, deadline: float | None = None) -> None:
         self._parent = parent
-        self._deadline: float | None = None
-        self._deadline_ns: int | None = None
+        self._deadline = deadline
         self._children: dict[int, Scope] | None = None
         self._wakers: dict[int, Callable[[], None]] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.reason: str | None = None
-        #: Before this loop time neither this scope nor one around it is over, unless one was closed. Whoever asks
-        #: very often compares with these before calling anything.
         if parent is None:
-            self._loop = asyncio.get_running_loop()
-            self.now = time_of(self._loop)
-            self.safe_until, self.closed = math.inf, False
+            self.tree = Tree(asyncio.get_running_loop())
+            self.now = self.tree.now
+            self.safe_until = math.inf
         else:
-            self._loop, self.now = parent._loop, parent.now
-            self.safe_until, self.closed = parent.safe_until, parent.closed
-            if parent._children is None:
-                parent._children = {}
-            parent._children[id(self)] = self
-        if deadline is not None:
-            self.expire_at(deadline)
+            self.tree, self.now = parent.tree, parent.now
+            #: Before this loop time neither this scope nor one around it is over, unless one was closed. Whoever asks
+            #: very often asks for this and for `tree.is_quiet` before calling anything.
+            self.safe_until = parent.safe_until
+        if deadline is not None and deadline - ROUNDING < self.safe_until:
+            self.safe_until = deadline - ROUNDING
 
     def __enter__(self) -> Scope:
         return self
@@ -72,11 +67,9 @@ class Scope:
             self._parent._children.pop(id(self), None)
 
     def expire_at(self, deadline: float) -> None:
-        """Give a scope that has no deadline this one."""
+        """Give a scope that has no deadline this one, before anything happens in it."""
         self._deadline = deadline
-        self._deadline_ns = nanoseconds(deadline)
-        # A microsecond for the rounding of sums of floats that mean the same moment.
-        self.safe_until = min(self.safe_until, deadline - 1e-6)
+        self.safe_until = min(self.safe_until, deadline - ROUNDING)
 
     def close(self, reason: str) -> None:
         """End this scope now. A second close, or one after the deadline, changes nothing."""
@@ -86,22 +79,18 @@ class Scope:
 
     def _end(self, reason: str) -> None:
         self.reason = reason
-        inside = [self]
-        while inside:
-            scope = inside.pop()
-            scope.closed = True
-            inside += (scope._children or {}).values()
+        self.tree.is_quiet = False
 
     def over(self) -> str | None:
         """Why this scope itself is over, or None: the reason it was closed for, or `deadline`."""
-        deadline_ns = None if self.reason is not None else self._deadline_ns
-        if deadline_ns is not None and nanoseconds(self.now()) >= deadline_ns:
+        deadline = self._deadline
+        if self.reason is None and deadline is not None and nanoseconds(self.now()) >= nanoseconds(deadline):
             self._end(DEADLINE)
         return self.reason
 
     def outermost_over(self) -> Scope | None:
         """The outermost scope around here that is over, or None."""
-        if not self.closed and self.now() < self.safe_until:
+        if self.tree.is_quiet and self.now() < self.safe_until:
             return None
         outermost: Scope | None = None
         scope: Scope | None = self
@@ -110,6 +99,10 @@ class Scope:
                 outermost = scope
             scope = scope._parent
         return outermost
+
+    def is_over(self) -> bool:
+        """Whether this scope or one around it is over."""
+        return not (self.tree.is_quiet and self.now() < self.safe_until) and self.outermost_over() is not None
 
     def check(self) -> None:
         """Raise CutShort if this scope or one around it is over."""
@@ -121,7 +114,7 @@ class Scope:
         """Return when one of the tasks is done, or this scope or one around it is over."""
         if self.outermost_over() is not None or any(task.done() for task in tasks):
             return
-        waiter = self._loop.create_future()
+        waiter = self.tree.loop.create_future()
 
         def wake(_: object = None) -> None:
             if not waiter.done():
@@ -142,12 +135,18 @@ class Scope:
         if self._wakers is None:
             self._wakers = {}
         self._wakers[id(waker)] = waker
-        scope: Scope | None = self
-        while scope is not None:
-            # Only who waits needs a timer: a scope in which nothing waits is cheap.
+        scope = self
+        while True:
+            # Only who waits needs a timer, and has to be found from outside: a scope in which nothing waits is cheap.
             if scope._timer is None and scope._deadline is not None:
-                scope._timer = scope._loop.call_at(scope._deadline, scope._expire)
-            scope = scope._parent
+                scope._timer = scope.tree.loop.call_at(scope._deadline, scope._expire)
+            parent = scope._parent
+            if parent is None:
+                return
+            if parent._children is None:
+                parent._children = {}
+            parent._children[id(scope)] = scope
+            scope = parent
 
     def forget(self, waker: Callable[[], None]) -> None:
         """Undo `on_over`; does nothing if that was never called."""
@@ -176,6 +175,17 @@ class Scope:
             for waker in [*(scope._wakers or {}).values()]:
                 waker()
             scopes += reversed((scope._children or {}).values())
+
+
+class Tree:
+    """What the scopes of one run have in common. `is_quiet` until one of them is over."""
+
+    __slots__ = ("is_quiet", "loop", "now")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.now = time_of(loop)
+        self.is_quiet = True
 
 
 def time_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:

@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from tinyllm.breaker import CircuitBreaker, Permit
-from tinyllm.context import ExecutionContext, Joined, StepOutcome
-from tinyllm.eager import EagerTasks, Started
+from tinyllm.context import ExecutionContext, StepOutcome
+from tinyllm.eager import EagerTasks, Raised, Started
 from tinyllm.errors import ErrorCode, NodeError
 from tinyllm.failures import clean, error_of, error_of_result, wrong_type
-from tinyllm.leaf import ABANDONED, Raised, begin_leaf, called, leaf_end, outcome_of
-from tinyllm.message import ErrorInfo, Message, MessagePayload, NodeResult, checked_json
+from tinyllm.inner import InnerSteps
+from tinyllm.leaf import ABANDONED, called, leaf_end
+from tinyllm.message import (
+    ErrorInfo,
+    Message,
+    MessageMetadata,
+    MessagePayload,
+    NodeResult,
+    checked_json,
+    child_owning,
+)
 from tinyllm.models.base import ModelClient
 from tinyllm.nodes.base import BaseNode
 from tinyllm.policy import RetryDelays, may_retry
-from tinyllm.scopes import CutShort, Scope, nanoseconds
+from tinyllm.scopes import ROUNDING, CutShort, Scope, nanoseconds
 from tinyllm.tools.registry import ToolRegistry
 from tinyllm.trace import EventKind, Trace
 
@@ -33,8 +42,6 @@ if TYPE_CHECKING:
 
 #: Why a run's own scope is closed.
 CANCELLED, STEPS_LIMIT, TOKENS_LIMIT = "cancelled", "steps", "tokens"
-#: Why the scope around the targets of a fanout is closed.
-SIBLING = "a sibling decided"
 
 Variables = Mapping[str, Any]
 
@@ -43,7 +50,7 @@ class Stepper:
     """Executes the steps of one run and keeps its accounts."""
 
     __slots__ = (
-        *("_grace_s", "_scope", "_seed", "_steps_max", "_tokens_max"),
+        *("_breakers", "_grace_s", "_scope", "_seed", "_steps_max", "_tokens_max"),
         *("executor", "history", "now", "run_id", "steps", "tasks", "tokens", "trace"),
     )
 
@@ -59,45 +66,67 @@ class Stepper:
         self._scope = scope
         self._seed = seed
         self.now = scope.now
-        self.tasks = EagerTasks(asyncio.get_running_loop())
+        self.tasks = EagerTasks(scope.tree.loop)
+        self._breakers = executor.breakers
         self._steps_max = executor.config.max_steps
         self._tokens_max = executor.config.max_tokens
         self._grace_s = executor.config.cancel_grace_ms / 1_000
 
     async def step(
-        self,
-        node: BaseNode,
-        message: Message,
-        path: str,
-        scope: Scope,
-        variables: Variables,
-        *,
-        fails_at: Scope | None = None,
+        self, node: BaseNode, message: Message, path: str, scope: Scope, variables: Variables
     ) -> StepOutcome:
         """One step: attempts until one succeeds, fails for good, or none is left.
 
         Before it come cancellation and deadline, limits, breaker. Raises CutShort when `scope` or one around it
-        is over, which a step that crosses `max_tokens` brings about itself. Being cut off by `fails_at` is a failure
-        of this step, not of something around it.
+        is over, which a step that crosses `max_tokens` brings about itself.
         """
-        if scope.closed or self.now() >= scope.safe_until:
+        begun = self.begin(node, message, path, scope, variables)
+        return begun if type(begun) is StepOutcome else await self.rest(begun, message)
+
+    def begin(
+        self, node: BaseNode, message: Message, path: str, scope: Scope, variables: Variables
+    ) -> StepOutcome | Attempt:
+        """The beginning of `step`: what came of it if it ended well without waiting, else what `rest` goes on with."""
+        now = self.now()
+        if not scope.tree.is_quiet or now >= scope.safe_until:
             scope.check()
         if self.steps >= self._steps_max:
             self._end_run(STEPS_LIMIT, scope)
-        breaker = self.executor.breakers.get(node.id)
+        breaker = self._breakers.get(node.id) if self._breakers else None
         permit = None if breaker is None else self._admitted(breaker, node, path)
         self.steps += 1
         if breaker is not None and permit is None:
             return self._refused(node, message, path)
-        self.trace.step_began(node.id, path)
+        self.trace.step_began(node.id, path, now)
+        attempt = Attempt(self, node, path, 1, scope, variables)
+        if breaker is not None or node.wraps:
+            attempt.permit = permit
+            return attempt
+        try:
+            outcome = self._begun(attempt, message, now)
+        except CutShort:
+            self._check_tokens(scope)
+            raise
+        if outcome is None or outcome.error is not None:
+            attempt.outcome = outcome
+            return attempt
+        self.trace.step_succeeded(node.id, path, 1, attempt.tokens)
+        if self._tokens_max is not None:
+            self._check_tokens(scope)
+        return outcome
+
+    async def rest(self, attempt: Attempt, message: Message, *, fails_at: Scope | None = None) -> StepOutcome:
+        """The rest of a step that has begun. Being cut off by `fails_at` is its failure, not of something around it."""
+        node, path = attempt.node, attempt.path
         outcome: StepOutcome | None = None
         try:
-            attempt = Attempt(self, node, path, 1, scope, variables)
-            if fails_at is not None and (node.wraps or breaker is not None):
-                # All targets of a fanout begin before anything else: a node inside one of them, or the end of one
-                # that does not wait, which another's breaker would hear of.
-                await asyncio.sleep(0)
-            outcome = self._begun(attempt, message) or await self._to_the_end(attempt, message)
+            if not attempt.has_begun:
+                if fails_at is not None:
+                    # All targets of a fanout begin before anything else: a node inside one of them, or the end of one
+                    # that does not wait, which another's breaker would hear of.
+                    await asyncio.sleep(0)
+                attempt.outcome = self._begun(attempt, message, self.now())
+            outcome = attempt.outcome or await self._to_the_end(attempt, message)
             if outcome.error is None:
                 self.trace.step_succeeded(node.id, path, 1, attempt.tokens)
             else:
@@ -107,13 +136,12 @@ class Stepper:
             outcome = None
             if cut.scope is fails_at:
                 outcome = StepOutcome(message, error=ErrorInfo(code=ErrorCode.TIMEOUT, message="", node_id=node.id))
-            self._check_tokens(scope)
+            self._check_tokens(attempt.scope)
             raise
         finally:
-            if breaker is not None and permit is not None:
-                self._judged(breaker, permit, node, path, outcome)
-        if self._tokens_max is not None:
-            self._check_tokens(scope)
+            if attempt.permit is not None:
+                self._judged(self._breakers[node.id], attempt.permit, node, path, outcome)
+        self._check_tokens(attempt.scope)
         return outcome
 
     def _check_tokens(self, scope: Scope) -> None:
@@ -127,22 +155,22 @@ class Stepper:
 
     # --- attempts ----------------------------------------------------------------------------------
 
-    def _begun(self, attempt: Attempt, message: Message) -> StepOutcome | None:
+    def _begun(self, attempt: Attempt, message: Message, now: float) -> StepOutcome | None:
         """Begin an attempt: what came of it if it did not wait for anything, else None."""
         node = attempt.node
+        attempt.has_begun = True
         if node.wraps:
             attempt.steps = InnerSteps(self, attempt)
             return None
-        attempt.deadline = deadline = self.now() + node.config.timeout_ms / 1_000
-        # Before this nobody needs to compare moments exactly.
-        attempt.safe_until = deadline - 1e-6
+        attempt.deadline = now + node.timeout_s
+        attempt.late_from = attempt.deadline - ROUNDING
         try:
             execute = node.execute(message, attempt) if node.is_async else called(node.execute, message, attempt)
-            started = begin_leaf(self.tasks, execute, name=f"{node.id} {attempt.path}")
-            if not started.has_ended:
-                attempt.started = started
+            result = self.tasks.start(execute, node.id, attempt.path)
+            if type(result) is Started:
+                attempt.started = result
                 return None
-            return self._ended(attempt, outcome_of(started), message)
+            return self._ended(attempt, result, message)
         except BaseException as error:
             self._cut_off(attempt, error)
             raise
@@ -159,7 +187,6 @@ class Stepper:
         node, started = attempt.node, attempt.started
         if started is None:
             return await _guarded_wrapper(node, message, attempt)
-        assert attempt.deadline is not None
         result = await leaf_end(started, attempt.scope, deadline=attempt.deadline, grace_s=self._grace_s)
         if result is ABANDONED:
             self.trace.add(EventKind.TASK_ABANDONED, node.id, attempt.path, attempt.number)
@@ -167,14 +194,25 @@ class Stepper:
 
     def _ended(self, attempt: Attempt, result: Any, message: Message) -> StepOutcome:
         """What came of an attempt. Whatever it gave, it is cut off if a scope around it is over, and late if it is."""
-        node, scope, now = attempt.node, attempt.scope, self.now()
-        if scope.closed or now >= scope.safe_until:
+        scope, now = attempt.scope, self.now()
+        if not scope.tree.is_quiet or now >= scope.safe_until:
             scope.check()
         attempt.ended = True
-        if result is ABANDONED or (now >= attempt.safe_until and attempt.is_late()):
+        if result is ABANDONED or (now >= attempt.late_from and attempt.is_late()):
+            node = attempt.node
             text = f"{node.id!r} took {node.config.timeout_ms} ms"
             return StepOutcome(message, error=ErrorInfo(code=ErrorCode.TIMEOUT, message=text, node_id=node.id))
-        return _outcome(result, node, message, attempt)
+        if not isinstance(result, NodeResult) or result.success is not True:
+            return StepOutcome(message, error=_error_in(result, attempt.node.id))
+        # A result that was built without validation may hold anything.
+        outputs: list[Any] = result.output_messages
+        output = outputs[-1] if outputs else attempt.child_of(message)
+        if not isinstance(output, Message):
+            kind = wrong_type(attempt.node.id, f"a message that is {type(output).__name__}")
+            return StepOutcome(message, error=kind)
+        named = result.next_nodes
+        outcome = StepOutcome(output, tuple(named[:1]) if named else (), None, {})
+        return _with_variables(outcome, attempt, message) if attempt.variables else outcome
 
     async def _after_failed(
         self, attempt: Attempt, message: Message, outcome: StepOutcome
@@ -199,7 +237,7 @@ class Stepper:
                 raise
             attempt = Attempt(self, node, path, attempt.number + 1, scope, attempt.variables_before)
             trace.add(EventKind.ATTEMPT_STARTED, node.id, path, attempt.number)
-            outcome = self._begun(attempt, message) or await self._to_the_end(attempt, message)
+            outcome = self._begun(attempt, message, self.now()) or await self._to_the_end(attempt, message)
         trace.step_succeeded(node.id, path, attempt.number, attempt.tokens)
         return outcome
 
@@ -259,9 +297,7 @@ class Stepper:
     def child(self, message: Message, source: str, target: str | None, payload: MessagePayload) -> Message:
         """A message with this run's ids and clock, for a payload that nobody else holds."""
         executor = self.executor
-        return message.child_owning(
-            payload, source, target, message_id=executor.ids(), created_at=executor.clock()
-        )
+        return child_owning(message, payload, source, target, executor.ids(), executor.clock())
 
 
 class Attempt(ExecutionContext):
@@ -271,8 +307,8 @@ class Attempt(ExecutionContext):
     """
 
     __slots__ = (
-        *("_stepper", "deadline", "ended", "node", "number"),
-        *("safe_until", "scope", "started", "tokens", "variables_before"),
+        *("_stepper", "deadline", "ended", "has_begun", "late_from", "node", "number", "outcome"),
+        *("permit", "scope", "started", "tokens", "variables_before"),
     )
 
     def __init__(  # Not the base's: that would copy a dozen things which most nodes never look at.
@@ -289,11 +325,15 @@ class Attempt(ExecutionContext):
         self.steps = None
         self.tokens = 0
         self.ended = False
-        #: Loop time; None for a wrapper, which has no time of its own.
-        self.deadline: float | None = None
-        self.safe_until = math.inf
+        self.has_begun = False
+        #: Loop times: when its own time is up, and from when on that has to be looked at exactly. A wrapper has none.
+        self.deadline = self.late_from = math.inf
+        #: What a breaker let it through with.
+        self.permit: Permit | None = None
         #: The node's code, if it waits.
         self.started: Started | None = None
+        #: What came of it, if it ended before anybody waited for it.
+        self.outcome: StepOutcome | None = None
 
     @property
     def run_id(self) -> str:  # type: ignore[override]
@@ -327,9 +367,16 @@ class Attempt(ExecutionContext):
     def clock(self) -> Callable[[], datetime]:  # type: ignore[override]
         return self._stepper.executor.clock
 
+    def child_owning(
+        self, message: Message, payload: MessagePayload, metadata: MessageMetadata | None = None
+    ) -> Message:
+        """What the base class gives, without a look at a property for each part."""
+        executor = self._stepper.executor
+        return child_owning(message, payload, self.node.id, None, executor.ids(), executor.clock(), metadata)
+
     def is_late(self) -> bool:
         """Whether its own time is up."""
-        return self.deadline is not None and nanoseconds(self._stepper.now()) >= nanoseconds(self.deadline)
+        return self.deadline < math.inf and nanoseconds(self._stepper.now()) >= nanoseconds(self.deadline)
 
     def is_over(self) -> bool:
         """Whether its time is up, or that of something around it."""
@@ -369,174 +416,21 @@ async def _guarded_wrapper(node: BaseNode, message: Message, context: ExecutionC
         return Raised(error)
 
 
-def _outcome(result: Any, node: BaseNode, message: Message, context: ExecutionContext) -> StepOutcome:
-    """What an attempt's result or exception means."""
+def _error_in(result: Any, node_id: str) -> ErrorInfo:
+    """The error of what an attempt gave that is no success."""
     if isinstance(result, Raised):
-        return StepOutcome(message, error=error_of(result.error, node.id))
+        return error_of(result.error, node_id)
     if not isinstance(result, NodeResult):
-        error = wrong_type(node.id, f"{type(result).__name__}, not a NodeResult")
-        return StepOutcome(message, error=error)
-    if result.success is not True:
-        return StepOutcome(message, error=error_of_result(result, node.id))
+        return wrong_type(node_id, f"{type(result).__name__}, not a NodeResult")
+    return error_of_result(result, node_id)
+
+
+def _with_variables(outcome: StepOutcome, attempt: Attempt, message: Message) -> StepOutcome:
+    """The outcome with a copy of the variables that the attempt wrote, or the failure of writing what is no JSON."""
     try:
-        written: Any = context.variables
-        variables = checked_json(dict(written)) if written else {}
+        outcome.variables = checked_json(dict(attempt.variables))
     except Exception as problem:  # noqa: BLE001 - whatever a node put there is code, too
-        text = clean(f"{node.id!r} wrote variables that are no JSON: {problem}")
-        error = ErrorInfo(code=ErrorCode.VALIDATION_ERROR, message=text, node_id=node.id)
-        return StepOutcome(message, error=error)
-    # A result that was built without validation may hold anything.
-    outputs: list[Any] = result.output_messages
-    output = outputs[-1] if outputs else context.child_of(message)
-    if not isinstance(output, Message):
-        return StepOutcome(message, error=wrong_type(node.id, f"a message that is {type(output).__name__}"))
-    return StepOutcome(output, next_nodes=tuple(result.next_nodes[:1]), variables=variables)
-
-
-class InnerSteps:
-    """Runs the nodes inside one wrapper's attempt."""
-
-    def __init__(self, stepper: Stepper, attempt: Attempt) -> None:
-        self._stepper = stepper
-        self._source = attempt.node.id
-        self._path = attempt.path
-        self._scope = attempt.scope
-
-    def limit(self, timeout_ms: int) -> InnerLimit:
-        """See `Steps.limit`."""
-        deadline = self._stepper.now() + timeout_ms / 1_000
-        return InnerLimit(self._stepper, self._source, self._path, Scope(self._scope, deadline=deadline))
-
-    async def run_targets(
-        self,
-        targets: tuple[str, ...],
-        message: Message,
-        variables: Variables,
-        *,
-        timeout_ms: int,
-        at_once: int,
-        stop_at: Literal["failure", "success"] | None,
-    ) -> Joined:
-        """See `Steps.run_targets`. When a scope around all of them is over, all end before CutShort is raised."""
-        with Scope(self._scope) as group:
-            branches = _Branches(group, self._stepper.tasks, stop_at)
-            following, total = 0, len(targets)
-            while following < total or branches.running:
-                while following < total and len(branches.running) < at_once and group.outermost_over() is None:
-                    target, path = targets[following], f"{self._path}.{following + 1}"
-                    work = self._run_target(target, message, variables, path, group, timeout_ms)
-                    branches.start(following, work, name=f"{target} {path}")
-                    following += 1
-                if not branches.running:
-                    break
-                await branches.collect()
-        self._scope.check()
-        return Joined([branches.outcomes.get(index) for index in range(len(targets))], branches.decided_by)
-
-    async def _run_target(
-        self, target: str, message: Message, variables: Variables, path: str, group: Scope, timeout_ms: int
-    ) -> StepOutcome:
-        """One target within its own limit; being cut off by that limit is its `TIMEOUT`."""
-        stepper = self._stepper
-        child = stepper.child(message, self._source, target, message.payload.copied())
-        with Scope(group, deadline=stepper.now() + timeout_ms / 1_000) as limit:
-            try:
-                node = stepper.executor.nodes[target]
-                outcome = await stepper.step(node, child, path, limit, variables, fails_at=limit)
-                limit.check()
-                return outcome
-            except CutShort as cut:
-                if cut.scope is not limit:
-                    raise
-        text = f"{target!r} took the {timeout_ms} ms that {self._source!r} allows"
-        return StepOutcome(child, error=ErrorInfo(code=ErrorCode.TIMEOUT, message=text, node_id=target))
-
-
-class InnerLimit:
-    """A time for the steps inside a loop or a timeout; use it in a `with`."""
-
-    def __init__(self, stepper: Stepper, source: str, path: str, scope: Scope) -> None:
-        self._stepper = stepper
-        self._source = source
-        self._path = path
-        self._scope = scope
-
-    def __enter__(self) -> InnerLimit:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._scope.__exit__()
-
-    def over(self) -> bool:
-        """Whether this time is up; raises CutShort if something around it is over."""
-        outermost = self._scope.outermost_over()
-        if outermost is None or outermost is self._scope:
-            return outermost is not None
-        raise CutShort(outermost)
-
-    async def run(
-        self, node_id: str, message: Message, payload: MessagePayload, variables: Variables, *, suffix: str = ""
-    ) -> StepOutcome | None:
-        """See `Limit.run`."""
-        stepper = self._stepper
-        child = stepper.child(message, self._source, node_id, payload.copied())
-        try:
-            node = stepper.executor.nodes[node_id]
-            outcome = await stepper.step(node, child, self._path + suffix, self._scope, variables)
-        except CutShort as cut:
-            if cut.scope is not self._scope:
-                raise
-            return None
-        return None if self.over() else outcome
-
-
-class _Branches:
-    """Branches that run at once, and what came of those that ended."""
-
-    def __init__(self, group: Scope, tasks: EagerTasks, stop_at: Literal["failure", "success"] | None) -> None:
-        self._group = group
-        self._tasks = tasks
-        self._stop_at = stop_at
-        self._someone_ended: asyncio.Future[None] | None = None
-        #: Those whose end was not taken in yet, and of them those that wait.
-        self.running: dict[int, Started | StepOutcome | BaseException] = {}
-        self.outcomes: dict[int, StepOutcome] = {}
-        self.decided_by: int | None = None
-
-    def start(self, index: int, work: Coroutine[Any, Any, StepOutcome], *, name: str) -> None:
-        started = self._tasks.start(work, name=name)
-        if started.has_ended:
-            # The next one to start may use what this one ran in.
-            self.running[index] = started.value if started.error is None else started.error
-        else:
-            assert started.task is not None
-            started.task.add_done_callback(self._wake)
-            self.running[index] = started
-
-    def _wake(self, _: object) -> None:
-        if self._someone_ended is not None and not self._someone_ended.done():
-            self._someone_ended.set_result(None)
-
-    async def collect(self) -> None:
-        """Wait until a branch has ended, and take the results of all that have, in order."""
-        ended = self._ended()
-        if not ended:
-            self._someone_ended = asyncio.get_running_loop().create_future()
-            await self._someone_ended
-            ended = self._ended()
-        for index in ended:
-            result: Any = self.running.pop(index)
-            if isinstance(result, Started):
-                result = result.value if result.error is None else result.error
-            if isinstance(result, CutShort):
-                continue
-            if isinstance(result, BaseException):
-                raise result
-            assert isinstance(result, StepOutcome)
-            self.outcomes[index] = result
-            if self.decided_by is None and self._stop_at == ("success" if result.success else "failure"):
-                self.decided_by = index
-                self._group.close(SIBLING)
-
-    def _ended(self) -> list[int]:
-        return [index for index, it in self.running.items() if not isinstance(it, Started) or it.has_ended]
+        node_id = attempt.node.id
+        text = clean(f"{node_id!r} wrote variables that are no JSON: {problem}")
+        return StepOutcome(message, error=ErrorInfo(code=ErrorCode.VALIDATION_ERROR, message=text, node_id=node_id))
+    return outcome

@@ -110,10 +110,10 @@ class Trace(Sequence[TraceEvent]):
             self._tell()
         return self._count - 1
 
-    def step_began(self, node_id: str, path: str) -> None:
-        """The events of a step that starts with its first attempt."""
+    def step_began(self, node_id: str, path: str, now: float) -> None:
+        """The events of a step that starts with its first attempt at loop time `now`."""
         if self.on:
-            self._flat += (self._loop_time(), self._clock(), _STEP_BEGAN, node_id, path)
+            self._flat += (now, self._clock(), _STEP_BEGAN, node_id, path)
             self._count += 2
             if self.on_event is not None:
                 self._tell()

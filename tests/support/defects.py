@@ -19,6 +19,7 @@ from unittest import mock
 from tinyllm import leaf, policy
 from tinyllm.breaker import CircuitBreaker
 from tinyllm.held import HeldMessages
+from tinyllm.inner import InnerSteps, _Branches
 from tinyllm.nodes import asking, fanout, model, router, transform
 from tinyllm.nodes.entry import EntryNode
 from tinyllm.nodes.exit import ExitNode
@@ -31,7 +32,7 @@ from tinyllm.nodes.timeout import TimeoutNode
 from tinyllm.nodes.tool import ToolNode
 from tinyllm.nodes.transform import TransformNode
 from tinyllm.running import Run, _Walk
-from tinyllm.stepping import Attempt, InnerSteps, Stepper, _Branches
+from tinyllm.stepping import Attempt, Stepper
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ CORE_DEFECTS = (
     Defect(
         "a join in order of completion",
         InnerSteps.run_targets,
-        "[branches.outcomes.get(index) for index in range(len(targets))]",
+        "[branches.outcomes.get(index) for index in range(total)]",
         "list(branches.outcomes.values())",
     ),
     Defect(
@@ -95,8 +96,8 @@ CORE_DEFECTS = (
         "attempt.ended = True",
         "asyncio.get_running_loop().create_task(asyncio.sleep(3), name='leak')",
     ),
-    Defect("a step too many", Stepper.step, "self.steps >= self._steps_max", "self.steps > self._steps_max"),
-    Defect("a step uncounted in a fanout", Stepper.step, "self.steps += 1", "self.steps += '.' not in path"),
+    Defect("a step too many", Stepper.begin, "self.steps >= self._steps_max", "self.steps > self._steps_max"),
+    Defect("a step uncounted in a fanout", Stepper.begin, "self.steps += 1", "self.steps += '.' not in path"),
     Defect("an attempt that runs on when it is cut off", leaf.stop_task, "while not task.done():", "while False:"),
     Defect(
         "a retry that forgets the deadline",
@@ -145,9 +146,9 @@ CORE_DEFECTS = (
     ),
     Defect(
         "a target without a limit of its own",
-        InnerSteps._run_target,
-        "timeout_ms / 1_000) as limit",
-        "timeout_ms) as limit",
+        InnerSteps._begun_target,
+        "timeout_ms / 1_000)",
+        "timeout_ms)",
     ),
     Defect(
         "a fixed delay that doubles",
@@ -171,14 +172,14 @@ CORE_DEFECTS = (
     Defect(
         "unconditional edges first",
         Run._go_on,
-        "(self._first_that_holds(conditional, node.id) if conditional else None) or otherwise",
-        "otherwise or self._first_that_holds(conditional, node.id)",
+        "if conditional and (",
+        "if to is None and conditional and (",
     ),
     Defect(
         "conditions on the message received",
         Run._after_visit,
-        "walk.message = outcome.message",
-        "walk.message = outcome.message if node.definition.type is NodeType.EXIT else walk.message",
+        "self._walk.message = outcome.message",
+        "self._walk.message = outcome.message if node.definition.type is NodeType.EXIT else self._walk.message",
     ),
     Defect("a failed condition that holds", Run._holds, "return False", "return True"),
     Defect(

@@ -96,18 +96,18 @@ def test_cancelling_after_the_end_or_an_unknown_run_does_nothing():
     assert executor.cancel("r") is False
 
 
-def test_cancelling_before_the_first_step_runs_none():
+def test_a_run_begins_with_its_caller_and_is_cancelled_where_it_first_waits():
     executor = an_executor(a_line())
 
     async def main() -> RunResult:
         task = asyncio.create_task(executor.execute(TASK, run_id="r"))
-        # After the caller's first step the run exists and has not begun.
+        # After the caller's first step the run waits for its model.
         asyncio.get_running_loop().call_soon(executor.cancel, "r")
         return await task
 
     result = run_clean(main())
 
-    assert ("cancelled", 0, "start") == (result.status, result.nodes_executed, result.error and result.error.node_id)
+    assert ("cancelled", 2, "work") == (result.status, result.nodes_executed, result.error and result.error.node_id)
 
 
 def test_a_run_that_waits_for_a_retry_is_cancelled_at_once():

@@ -1,4 +1,4 @@
-"""Code that is not ours, run in the engine's own task: what it sees, how it is stopped, what it leaves behind."""
+"""Code that is not ours: what it sees, how it is stopped, what it leaves behind."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from tests.support.nodes import now_ms
 from tests.support.runs import run_clean
-from tinyllm.eager import EagerTasks
-from tinyllm.leaf import ABANDONED, Raised, run_leaf
+from tinyllm.eager import EagerTasks, Raised, Started
+from tinyllm.leaf import ABANDONED, called, leaf_end
 from tinyllm.scopes import Scope
 from tinyllm.testing.loop import SimulatedLoop, run
 
@@ -38,6 +38,16 @@ async def until(ms: float) -> None:
     await asyncio.sleep(ms / 1_000 - asyncio.get_running_loop().time())
 
 
+async def run_leaf(
+    tasks: EagerTasks, call: Call, scope: Scope, *, deadline: float, grace_s: float, name: str
+) -> Any:
+    """As the engine runs a node: at once, and to its end if it waits."""
+    outcome = tasks.start(called(call), name)
+    if type(outcome) is not Started:
+        return outcome
+    return await leaf_end(outcome, scope, deadline=deadline, grace_s=grace_s)
+
+
 async def leaf(call: Call, scope: Scope | None = None, *, within_ms: float = LONG_MS, grace_ms: float = 100) -> Any:
     """What `run_leaf` gives. In every case the engine's task must be as it was, and not be cancelled later."""
     task, name = a_task(), a_task().get_name()
@@ -45,7 +55,6 @@ async def leaf(call: Call, scope: Scope | None = None, *, within_ms: float = LON
         deadline = asyncio.get_running_loop().time() + within_ms / 1_000
         tasks = EagerTasks(asyncio.get_running_loop())
         result = await run_leaf(tasks, call, around, deadline=deadline, grace_s=grace_ms / 1_000, name="the node")
-        tasks.close()
         assert not around._wakers
         assert not around._children
     assert (0, name) == (task.cancelling(), task.get_name())
@@ -85,10 +94,6 @@ async def swallowing(log: list[float], times: int | None) -> str:
 # --- code that never waits -------------------------------------------------------------------------------
 
 
-async def nothing() -> None:
-    """Never waits."""
-
-
 class Counting(SimulatedLoop):
     """Counts the tasks and timers that are made on it."""
 
@@ -97,9 +102,9 @@ class Counting(SimulatedLoop):
         self.tasks_made = 0
         self.timers_made = 0
 
-    def create_task(self, coro: Any, **how: Any) -> Any:
+    def remember(self, task: Any) -> None:
         self.tasks_made += 1
-        return super().create_task(coro, **how)
+        super().remember(task)
 
     def call_at(self, when: float, callback: Any, *args: Any, **how: Any) -> Any:  # type: ignore[override]
         self.timers_made += 1
@@ -107,12 +112,11 @@ class Counting(SimulatedLoop):
 
 
 def made_for(call: Call) -> tuple[Any, int, int, int]:
-    """The result, and how many tasks, timers and turns of the loop it took, beside the one task that they share."""
+    """The result, and how many tasks, timers and turns of the loop it took."""
     loop = Counting()
 
     async def main() -> Any:
         tasks = EagerTasks(loop)
-        await run_leaf(tasks, nothing, Scope(), deadline=5.0, grace_s=1.0, name="another node")
         before = (loop.tasks_made, loop.timers_made, loop.steps)
         with Scope() as scope:
             result = await run_leaf(tasks, call, scope, deadline=5.0, grace_s=1.0, name="the node")
@@ -154,12 +158,19 @@ def test_a_node_that_fails_without_waiting_costs_nothing():
     assert [0, 0, 0] == cost
 
 
-def test_a_node_that_waits_takes_the_task_that_was_there():
+def test_a_node_that_waits_costs_one_task():
     async def waits() -> str:
         await asyncio.sleep(1)
         return "x"
 
-    assert ("x", 0) == made_for(waits)[:2]
+    assert ("x", 1) == made_for(waits)[:2]
+
+
+def test_a_node_that_looks_at_its_task_costs_one_task():
+    async def looks() -> str:
+        return a_task().get_name()
+
+    assert ("the node", 1) == made_for(looks)[:2]
 
 
 # --- what it gives ---------------------------------------------------------------------------------------

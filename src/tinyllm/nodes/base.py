@@ -25,6 +25,7 @@ class BaseNode(ABC):
         #: What is called for an attempt: a plain function would be code that runs before its coroutine begins.
         self.is_async = inspect.iscoroutinefunction(self.execute)
         self.config = definition.config
+        self.timeout_s = definition.config.timeout_ms / 1_000
         self.id = definition.id
 
     @abstractmethod
@@ -49,8 +50,11 @@ def passed_on(message: Message, context: ExecutionContext, **fields: Any) -> Mes
 
 
 def passed_payload(message: Message, **fields: Any) -> MessagePayload:
-    fields.setdefault("error", None)
-    return message.payload.replace(**fields)
+    """The payload received, without `error`, with the named fields replaced; it shares no mutable state with that."""
+    payload = message.payload
+    if payload.error is not None:
+        fields.setdefault("error", None)
+    return payload.replace(**fields) if fields else payload.copied()
 
 
 def success(message: Message, *next_nodes: str, **metadata: Any) -> NodeResult:

@@ -117,15 +117,14 @@ def _contents(outcomes: Outcomes) -> list[str | None]:
 
 def _listed(target: str, outcome: StepOutcome | None, received: Mapping[str, Any]) -> dict[str, Any]:
     """One target's entry in `structured.results`; what it merely passed on of an earlier such list is left out."""
-    entry = {"node": target, "success": False, "content": None, "structured": None, "error": None}
     if outcome is None or outcome.error is not None:
         error = None if outcome is None or outcome.error is None else outcome.error.model_dump(mode="json")
-        return {**entry, "error": error}
+        return {"node": target, "success": False, "content": None, "structured": None, "error": error}
     payload = outcome.message.payload
     structured = payload.structured
     if structured is not None and "results" in received and structured.get("results") == received["results"]:
         structured = {key: value for key, value in structured.items() if key != "results"}
-    return {**entry, "success": True, "content": payload.content, "structured": structured}
+    return {"node": target, "success": True, "content": payload.content, "structured": structured, "error": None}
 
 
 def count_votes(contents: Sequence[str | None]) -> dict[str, list[int]]:
