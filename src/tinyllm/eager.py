@@ -65,7 +65,7 @@ class EagerTasks:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - whoever started it judges it
-            outcome = Raised(_without_our_frame(error))
+            outcome = Raised(error)
         else:
             body.take_on(coroutine, awaited, task)
             # The loop has to know a task that waits: any question makes it real.
@@ -102,11 +102,6 @@ def start_own(coroutine: Coroutine[Any, Any, Any], *name: str) -> Any:
     # It waits already, so that an eager task factory does no harm.
     body.task = loop.create_task(body, name=" ".join(name))
     return body
-
-
-def _without_our_frame(error: BaseException) -> BaseException:
-    """An error that is kept: our own frame in its traceback would hold what holds the error."""
-    return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
 
 
 @types.coroutine
@@ -186,7 +181,7 @@ class Started(Coroutine[Any, Any, Any]):
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - the loop must not hear of SystemExit, nor log what we keep
-            self.has_ended, self.error = True, _without_our_frame(error)
+            self.has_ended, self.error = True, error
         self.task = None
         raise StopIteration
 

@@ -104,12 +104,13 @@ def new_id() -> str:
     try:
         return _IDS.pop()
     except IndexError:
-        # What a random UUID is made of, many at a time: asking the system for each would cost more than all the rest.
-        pool = os.urandom(16 * 257).hex()
+        # What a random UUID is made of, some at a time: asking the system for each would cost more than all the rest.
+        pool = os.urandom(16 * _IDS_AT_ONCE).hex()
         _IDS.extend(pool[start : start + 32] for start in range(32, len(pool), 32))
         return pool[:32]
 
 
+_IDS_AT_ONCE = 32
 _IDS: list[str] = []
 if hasattr(os, "register_at_fork"):
     # A forked process must not go on with the ids of its parent.

@@ -98,17 +98,19 @@ class Stepper:
         if breaker is not None and permit is None:
             return self._refused(node, message, path)
         self.trace.step_began(node.id, path, now)
-        attempt = Attempt(self, node, path, 1, scope, variables)
+        attempt = Attempt(self, node, path, 1, scope, variables, now)
         if breaker is not None or node.wraps:
             attempt.permit = permit
             return attempt
         try:
-            outcome = self._begun(attempt, message, now)
+            outcome = self._begun(attempt, message)
         except CutShort:
             self._check_tokens(scope)
             raise
-        if outcome is None or outcome.error is not None:
-            attempt.outcome = outcome
+        if outcome is None:
+            return attempt
+        if outcome.error is not None:
+            attempt.begun = outcome
             return attempt
         self.trace.step_succeeded(node.id, path, 1, attempt.tokens)
         if self._tokens_max is not None:
@@ -120,13 +122,16 @@ class Stepper:
         node, path = attempt.node, attempt.path
         outcome: StepOutcome | None = None
         try:
-            if not attempt.has_begun:
+            if attempt.begun is None:
                 if fails_at is not None:
                     # All targets of a fanout begin before anything else: a node inside one of them, or the end of one
                     # that does not wait, which another's breaker would hear of.
                     await asyncio.sleep(0)
-                attempt.outcome = self._begun(attempt, message, self.now())
-            outcome = attempt.outcome or await self._to_the_end(attempt, message)
+                attempt.deadline = self.now() + node.timeout_s
+                outcome = self._begun(attempt, message)
+            elif type(attempt.begun) is StepOutcome:
+                outcome = attempt.begun
+            outcome = outcome or await self._to_the_end(attempt, message)
             if outcome.error is None:
                 self.trace.step_succeeded(node.id, path, 1, attempt.tokens)
             else:
@@ -155,20 +160,17 @@ class Stepper:
 
     # --- attempts ----------------------------------------------------------------------------------
 
-    def _begun(self, attempt: Attempt, message: Message, now: float) -> StepOutcome | None:
+    def _begun(self, attempt: Attempt, message: Message) -> StepOutcome | None:
         """Begin an attempt: what came of it if it did not wait for anything, else None."""
         node = attempt.node
-        attempt.has_begun = True
         if node.wraps:
             attempt.steps = InnerSteps(self, attempt)
             return None
-        attempt.deadline = now + node.timeout_s
-        attempt.late_from = attempt.deadline - ROUNDING
         try:
             execute = node.execute(message, attempt) if node.is_async else called(node.execute, message, attempt)
             result = self.tasks.start(execute, node.id, attempt.path)
             if type(result) is Started:
-                attempt.started = result
+                attempt.begun = result
                 return None
             return self._ended(attempt, result, message)
         except BaseException as error:
@@ -184,10 +186,10 @@ class Stepper:
             raise
 
     async def _result(self, attempt: Attempt, message: Message) -> Any:
-        node, started = attempt.node, attempt.started
-        if started is None:
+        node, begun = attempt.node, attempt.begun
+        if type(begun) is not Started:
             return await _guarded_wrapper(node, message, attempt)
-        result = await leaf_end(started, attempt.scope, deadline=attempt.deadline, grace_s=self._grace_s)
+        result = await leaf_end(begun, attempt.scope, deadline=attempt.deadline, grace_s=self._grace_s)
         if result is ABANDONED:
             self.trace.add(EventKind.TASK_ABANDONED, node.id, attempt.path, attempt.number)
         return result
@@ -198,7 +200,7 @@ class Stepper:
         if not scope.tree.is_quiet or now >= scope.safe_until:
             scope.check()
         attempt.ended = True
-        if result is ABANDONED or (now >= attempt.late_from and attempt.is_late()):
+        if result is ABANDONED or (now >= attempt.deadline - ROUNDING and attempt.is_late()):
             node = attempt.node
             text = f"{node.id!r} took {node.config.timeout_ms} ms"
             return StepOutcome(message, error=ErrorInfo(code=ErrorCode.TIMEOUT, message=text, node_id=node.id))
@@ -235,9 +237,9 @@ class Stepper:
             except BaseException as error:
                 self._step_cut_off(attempt, error)
                 raise
-            attempt = Attempt(self, node, path, attempt.number + 1, scope, attempt.variables_before)
+            attempt = Attempt(self, node, path, attempt.number + 1, scope, attempt.variables_before, self.now())
             trace.add(EventKind.ATTEMPT_STARTED, node.id, path, attempt.number)
-            outcome = self._begun(attempt, message, self.now()) or await self._to_the_end(attempt, message)
+            outcome = self._begun(attempt, message) or await self._to_the_end(attempt, message)
         trace.step_succeeded(node.id, path, attempt.number, attempt.tokens)
         return outcome
 
@@ -307,12 +309,12 @@ class Attempt(ExecutionContext):
     """
 
     __slots__ = (
-        *("_stepper", "deadline", "ended", "has_begun", "late_from", "node", "number", "outcome"),
-        *("permit", "scope", "started", "tokens", "variables_before"),
+        *("_stepper", "begun", "deadline", "ended", "node", "number"),
+        *("permit", "scope", "tokens", "variables_before"),
     )
 
     def __init__(  # Not the base's: that would copy a dozen things which most nodes never look at.
-        self, stepper: Stepper, node: BaseNode, path: str, number: int, scope: Scope, variables: Variables
+        self, stepper: Stepper, node: BaseNode, path: str, number: int, scope: Scope, variables: Variables, now: float
     ) -> None:
         self._stepper = stepper
         self.node = node
@@ -325,15 +327,12 @@ class Attempt(ExecutionContext):
         self.steps = None
         self.tokens = 0
         self.ended = False
-        self.has_begun = False
-        #: Loop times: when its own time is up, and from when on that has to be looked at exactly. A wrapper has none.
-        self.deadline = self.late_from = math.inf
+        #: Loop time; infinite for a wrapper, which has no time of its own.
+        self.deadline = now + node.timeout_s
         #: What a breaker let it through with.
         self.permit: Permit | None = None
-        #: The node's code, if it waits.
-        self.started: Started | None = None
-        #: What came of it, if it ended before anybody waited for it.
-        self.outcome: StepOutcome | None = None
+        #: The node's code if it waits, or what came of it if it failed; None for a wrapper, and before it begins.
+        self.begun: Started | StepOutcome | None = None
 
     @property
     def run_id(self) -> str:  # type: ignore[override]

@@ -101,6 +101,9 @@ def _special_answers(graph: Graph) -> tuple[str, ...]:
                 found.update(dict.fromkeys(("b,a b", '{"a": [1, "b"]}', '["b", "a"]')))
             case ToolConfig():
                 found.update(dict.fromkeys(("1 + 2 * 3", '{"a": [1, "b"]}')))
+            case FanoutConfig(aggregation_strategy="majority_vote"):
+                # Votes for what others say, in another dress.
+                found.update(dict.fromkeys(("A", "OK", " is_a ", "A  B")))
     return tuple(found)
 
 

@@ -82,6 +82,7 @@ RARE = frozenset(
         "the last rule that holds",
         "the lowest score",
         "the part before",
+        "votes compared with case",
         "ways that a timeout keeps",
     }
 )

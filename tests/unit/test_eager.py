@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.runs import a_graph, a_line, an_executor, node, run_clean
-from tinyllm.eager import EagerTasks, Raised, Started
+from tinyllm.eager import EagerTasks, Started
 from tinyllm.message import Message, TaskPayload
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.trace import RunResult
@@ -209,39 +209,6 @@ def test_a_coroutine_inside_another_has_a_task_of_its_own():
         return started(outer())
 
     assert all([(True, False)] == told for told in on_every_loop(main))
-
-
-def test_a_failed_coroutine_is_let_go_of_with_its_error():
-    """No cycle through a traceback keeps what a node held until the next garbage collection."""
-
-    class Held:
-        """Something that a node holds."""
-
-    async def fails() -> None:
-        held.append(weakref.ref(mine := Held()))
-        raise ValueError(mine)
-
-    async def waits_and_fails() -> None:
-        await asyncio.sleep(0)
-        await fails()
-
-    async def main() -> Any:
-        failed, going = started(fails(), waits_and_fails())
-        assert isinstance(failed, Raised)
-        for _ in range(4):
-            await asyncio.sleep(0)
-        assert isinstance(going.error, ValueError)
-        del failed, going
-        return [ref() for ref in held]
-
-    held: list[weakref.ref[Held]] = []
-    gc.collect()
-    gc.disable()
-    try:
-        # The simulated loop keeps some tasks that are done.
-        assert [None, None] == asyncio.run(main())
-    finally:
-        gc.enable()
 
 
 # --- runs ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, TypeVar
 
@@ -25,7 +26,8 @@ class BaseNode(ABC):
         #: What is called for an attempt: a plain function would be code that runs before its coroutine begins.
         self.is_async = inspect.iscoroutinefunction(self.execute)
         self.config = definition.config
-        self.timeout_s = definition.config.timeout_ms / 1_000
+        #: Of an attempt; that of a wrapper bounds the nodes inside it.
+        self.timeout_s = math.inf if self.wraps else definition.config.timeout_ms / 1_000
         self.id = definition.id
 
     @abstractmethod

@@ -13,10 +13,10 @@ class EntryNode(BaseNode):
     """Fails with `VALIDATION_ERROR` if a required field is missing or null."""
 
     async def execute(self, message: Message, context: ExecutionContext) -> NodeResult:
-        required = self.config_as(EntryConfig).required_fields
-        fields = message.payload.fields() if required else {}
-        missing = [name for name in required if fields.get(name) is None]
-        if missing:
-            text = f"required and missing: {', '.join(missing)}"
-            raise NodeError(ErrorCode.VALIDATION_ERROR, text, details={"missing": missing})
+        if required := self.config_as(EntryConfig).required_fields:
+            fields = message.payload.fields()
+            missing = [name for name in required if fields.get(name) is None]
+            if missing:
+                text = f"required and missing: {', '.join(missing)}"
+                raise NodeError(ErrorCode.VALIDATION_ERROR, text, details={"missing": missing})
         return success(passed_on(message, context))
