@@ -18,6 +18,8 @@ from tinyllm.testing.script import TOKENS_IN, Ask, Script
 from tinyllm.tools.registry import default_tools
 from tinyllm.trace import EventKind, RunResult
 
+#: Of each side of a difference; payloads can be long.
+SHOWN_CHARS = 1_000
 #: A nanosecond for each sum of floats that means the same moment.
 ELAPSED_TOLERANCE_NS = 1_000
 
@@ -55,7 +57,12 @@ def disagreements(history: History, record: RunRecord) -> Iterator[str]:
     differences = [_differing(actual, _told_by_reference(outcome)) for outcome in expected]
     nearest = min(differences, key=len)
     for name, (mine, theirs) in nearest.items():
-        yield f"{name} is {mine!r}; the reference allows {theirs!r}"
+        yield f"{name} is {_shown(mine)}; the reference allows {_shown(theirs)}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}... ({len(text):,} characters)"
 
 
 def expected_outcomes(history: History, record: RunRecord) -> tuple[reference.Outcome, ...]:

@@ -33,6 +33,8 @@ from tinyllm.errors import ExpressionError
 from tinyllm.message import MessagePayload, checked_json
 from tinyllm.schemas import Schema
 
+SEARCHED_MAX = 100_000  #: No pattern is looked for in a text longer than this.
+MATCHES_MAX = 10_000  #: No more of them are replaced.
 TEXT_MAX = 1_000_000  #: No step of a transform makes a text longer than this, unless it was longer before.
 #: A name, or a name and a key, in a template; only a name if the braces are doubled, which makes them text.
 _HOLE = re.compile(r"\{(\{[^\W\d]\w*(?:\.\w+)?\})\}|\{([^\W\d]\w*)(?:\.(\w+))?\}")
@@ -258,7 +260,7 @@ def _with_params(text: str, params: Any, names: Mapping[str, Any]) -> str:
         case WrapParams(key=key):
             return as_text({key: text})
         case ExtractParams(pattern=pattern, group=group):
-            found = _compiled(pattern).search(text)
+            found = _compiled(pattern).search(_searchable(text))
             return str(_present(None if found is None else found.group(group)))
         case ReplaceParams(pattern=pattern, replacement=replacement):
             return _replaced(text, pattern, replacement)
@@ -283,10 +285,18 @@ def _part(parts: list[str], index: int | None) -> str:
 
 def _replaced(text: str, pattern: str, replacement: str) -> str:
     pieces, end = [], 0
-    for found in _compiled(pattern).finditer(text):
+    for number, found in enumerate(_compiled(pattern).finditer(_searchable(text)), 1):
+        if number > MATCHES_MAX:
+            raise TextError("too many matches")
         pieces += [text[end : found.start()], _expanded(replacement, found)]
         end = found.end()
     return "".join([*pieces, text[end:]])
+
+
+def _searchable(text: str) -> str:
+    if len(text) > SEARCHED_MAX:
+        raise TextError("too long to search")
+    return text
 
 
 def _expanded(replacement: str, found: Any) -> str:

@@ -308,6 +308,13 @@ def test_a_payload_that_the_reference_does_not_allow_is_told(plain, fields):
     assert [True] == [reason.startswith("run-1: payload is {") for reason in found]
 
 
+def test_of_a_long_payload_so_much_is_told_as_can_be_read(plain):
+    (told,) = reasons(agrees, with_result(plain, **other_payload(plain, content="x" * 500_000)))
+
+    assert len(told) < 3_000
+    assert "(500," in told
+
+
 def test_a_path_that_the_reference_does_not_allow_is_told(plain):
     history = with_event(plain, first(plain, EventKind.STEP_STARTED, "work"), node_id="start")
 

@@ -1260,6 +1260,9 @@ FAILING_STEPS = [
     (step("join", separator=","), '{"a": 1}'),
     (step("join", separator=","), "a"),
     (step("regex_replace", pattern="a", replacement="b" * 1_001), "a" * 1_000),
+    (step("regex_replace", pattern="a", replacement="b"), "a" * 10_001),
+    (step("regex_replace", pattern="x", replacement="y"), "a" * 100_001),
+    (step("regex_extract", pattern="a"), "a" * 100_001),
 ]
 
 
