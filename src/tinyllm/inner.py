@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinyllm.context import Joined, StepOutcome
 from tinyllm.eager import Started, start_own
 from tinyllm.errors import ErrorCode
-from tinyllm.message import ErrorInfo, Message, MessagePayload
+from tinyllm.message import ErrorInfo, Message, MessagePayload, child_owning
 from tinyllm.scopes import CutShort, Scope
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 SIBLING = "a sibling decided"
 
 Variables = Mapping[str, Any]
+#: A target that has begun: its task if it waits, what came of it if not, or what is over around it.
+_Begun = Started | StepOutcome | CutShort
 
 
 class InnerSteps:
@@ -52,37 +54,33 @@ class InnerSteps:
             while following < total or branches.running:
                 while following < total and len(branches.running) < at_once and not group.is_over():
                     path = f"{self._path}.{following + 1}"
-                    branches.running[following] = self._begun_target(
-                        targets[following], message, variables, path, group, timeout_ms, branches
-                    )
+                    begun = self._begun_target(targets[following], message, variables, path, group, timeout_ms)
+                    branches.add(following, begun)
                     following += 1
-                if not branches.running:
+                if branches.running:
+                    await branches.collect()
+                elif group.is_over():
                     break
-                await branches.collect()
         self._scope.check()
         return Joined([branches.outcomes.get(index) for index in range(total)], branches.decided_by)
 
     def _begun_target(
-        self,
-        target: str,
-        message: Message,
-        variables: Variables,
-        path: str,
-        group: Scope,
-        timeout_ms: int,
-        branches: _Branches,
-    ) -> Started | StepOutcome | CutShort:
+        self, target: str, message: Message, variables: Variables, path: str, group: Scope, timeout_ms: int
+    ) -> _Begun:
         """Begin one target within its own limit: what came of it if it did not wait, else the task that goes on."""
         stepper = self._stepper
-        child = stepper.child(message, self._source, target, message.payload.copied())
+        executor = stepper.executor
+        payload = message.payload.copied()
+        child = child_owning(message, payload, self._source, target, executor.ids(), executor.clock())
         limit = Scope(group, deadline=stepper.now() + timeout_ms / 1_000)
         try:
-            begun = stepper.begin(stepper.executor.nodes[target], child, path, limit, variables)
+            begun = stepper.begin(executor.nodes[target], child, path, limit, variables)
         except CutShort as cut:
             return cut if cut.scope is not limit else self._too_late(target, child, timeout_ms)
         if type(begun) is StepOutcome:
             return begun
-        return branches.going_on(self._rest_of_target(begun, child, limit, timeout_ms), f"{target} {path}")
+        rest: _Begun = start_own(self._rest_of_target(begun, child, limit, timeout_ms), target, path)
+        return rest
 
     async def _rest_of_target(
         self, attempt: Attempt, child: Message, limit: Scope, timeout_ms: int
@@ -147,19 +145,19 @@ class _Branches:
         self._stop_at = stop_at
         self._someone_ended: asyncio.Future[None] | None = None
         #: Those whose end was not taken in yet, and of them those that wait.
-        self.running: dict[int, Started | StepOutcome | CutShort] = {}
+        self.running: dict[int, _Begun] = {}
         self.outcomes: dict[int, StepOutcome] = {}
         self.decided_by: int | None = None
 
-    def going_on(
-        self, rest: Coroutine[Any, Any, StepOutcome | CutShort], name: str
-    ) -> Started | StepOutcome | CutShort:
-        """Run the rest of a branch: as a task, if it waits."""
-        started: Started | StepOutcome | CutShort = start_own(rest, name)
-        if isinstance(started, Started):
-            assert started.task is not None
-            started.task.add_done_callback(self._wake)
-        return started
+    def add(self, index: int, begun: _Begun) -> None:
+        """A branch that has begun. What its end decides is decided when all that can begin have begun."""
+        if type(begun) is StepOutcome and self._stop_at is None:
+            self.outcomes[index] = begun
+            return
+        self.running[index] = begun
+        if type(begun) is Started:
+            assert begun.task is not None
+            begun.task.add_done_callback(self._wake)
 
     def _wake(self, _: object) -> None:
         if self._someone_ended is not None and not self._someone_ended.done():

@@ -12,8 +12,8 @@ import math
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from functools import cache, partial
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainValidator
 
@@ -125,7 +125,6 @@ utc_now: Callable[[], datetime] = partial(datetime.now, UTC)
 # that differ from value to value; `_Value.__getattr__` answers for the others.
 _new = object.__new__
 _set_fields = vars(BaseModel)["__dict__"].__set__
-_set_named = vars(BaseModel)["__pydantic_fields_set__"].__set__
 _set_extra = vars(BaseModel)["__pydantic_extra__"].__set__
 
 
@@ -134,9 +133,6 @@ class _Value(BaseModel):
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", ser_json_inf_nan="strings", revalidate_instances="always"
     )
-    #: The fields that are set in a value that was assembled.
-    _assembled: ClassVar[frozenset[str]] = frozenset()
-
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -144,8 +140,14 @@ class _Value(BaseModel):
             if name in _EMPTY_SLOTS:
                 return None
             if name == "__pydantic_fields_set__":
-                return set(self._assembled)
+                return self._fields_set()
             return super().__getattr__(name)
+
+    def _fields_set(self) -> set[str]:
+        """The fields that are set in an assembled value: those that are not what they are without being named."""
+        unset = _unset(type(self))
+        extra = self.__pydantic_extra__ or {}
+        return {name for name, value in self.__dict__.items() if name not in unset or value != unset[name]} | {*extra}
 
     def to_json(self) -> str:
         """This value as one line of JSON with sorted keys: equal values give equal text."""
@@ -158,6 +160,12 @@ class _Value(BaseModel):
 
 
 _EMPTY_SLOTS = frozenset({"__pydantic_extra__", "__pydantic_private__"})
+
+
+@cache
+def _unset(kind: type[BaseModel]) -> dict[str, Any]:
+    """What the fields are of a value of which nothing was named."""
+    return kind.model_construct().__dict__
 
 
 def _recoverable_by_code(fields: dict[str, Any]) -> bool:
@@ -230,7 +238,6 @@ class MessagePayload(_Value):
         values["metadata"] = {}
         copy = _new(MessagePayload)
         _set_fields(copy, values)
-        _set_named(copy, self.__pydantic_fields_set__)
         _set_extra(copy, {})
         return copy
 
@@ -266,7 +273,7 @@ class MessagePayload(_Value):
         values["metadata"] = _checked_object(values["metadata"])
         if extra:
             extra = {name: checked_json(value) for name, value in extra.items()}
-        return _payload(values, self.__pydantic_fields_set__ | fields.keys(), extra)
+        return _payload(values, extra)
 
     def fields(self) -> dict[str, Any]:
         """All fields and extra keys by name, unconverted."""
@@ -276,10 +283,9 @@ class MessagePayload(_Value):
 _TEXT_FIELDS = frozenset({"task", "content", "route"})
 
 
-def _payload(values: dict[str, Any], named: set[str], extra: dict[str, Any]) -> MessagePayload:
+def _payload(values: dict[str, Any], extra: dict[str, Any]) -> MessagePayload:
     payload = _new(MessagePayload)
     _set_fields(payload, values)
-    _set_named(payload, named)
     _set_extra(payload, extra)
     return payload
 
@@ -405,7 +411,6 @@ def _message(
 
 #: Frozen and without mutable parts, so that all messages may share it.
 _UNMEASURED = MessageMetadata()
-Message._assembled = frozenset(Message.model_fields)
 
 
 class TaskPayload(_Value):
@@ -417,15 +422,12 @@ class TaskPayload(_Value):
 
     def to_payload(self) -> MessagePayload:
         """`content` becomes `task` and `content`, `context` `structured.context`, `options` `metadata.options`."""
-        named = {"task", "content"}
         values = {**_EMPTY.__dict__, "task": self.content, "content": self.content, "metadata": {}}
         if self.context is not None:
-            named.add("structured")
             values["structured"] = {"context": self.context}
         if self.options is not None:
-            named.add("metadata")
             values["metadata"] = {"options": checked_json(self.options)}
-        return _payload(values, named, {})
+        return _payload(values, {})
 
 
 _EMPTY = MessagePayload()
@@ -443,8 +445,6 @@ class NodeResult(_Value):
     error: ErrorInfo | None = None
     metadata: JsonObject = Field(default_factory=dict)
     latency_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-
-    _assembled = frozenset({"success", "output_messages"})
 
     if not TYPE_CHECKING:
 

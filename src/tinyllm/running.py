@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from tinyllm import expressions
-from tinyllm.config import EdgeDefinition, ExitConfig, NodeType
+from tinyllm.config import EdgeDefinition, ExitConfig
 from tinyllm.context import StepOutcome
 from tinyllm.errors import ErrorCode, ExpressionError
 from tinyllm.failures import clean
@@ -118,7 +118,8 @@ class Run:
                     ending = self._after_visit(node, outcome)
                     if ending is None:
                         held.add(walk.message)
-                        ending = self._over_bounds() if held.bounded else None
+                        if held.bounded:
+                            ending = self._over_bounds()
             except CutShort as cut:
                 ending = self._cut_off(cut.scope, stepper)
             except ValidationError as error:
@@ -164,7 +165,7 @@ class Run:
             return self._after_failure(node, outcome.error)
         self._walk.message = outcome.message
         self._variables = outcome.variables
-        if node.definition.type is NodeType.EXIT:
+        if node.is_exit:
             return self._at_exit(node.config_as(ExitConfig))
         return self._go_on(node, outcome.next_nodes)
 
@@ -190,7 +191,8 @@ class Run:
             assert node.definition.on_error is not None
             payload = walk.message.payload.replace(error=error)
             walk.message = self._child(walk.message, node.id, payload)
-            return self._take(node, node.definition.on_error, "on_error")
+            self._take(node, node.definition.on_error, "on_error")
+            return None
         walk.absorbed += 1
         walk.first_absorbed = walk.first_absorbed or error
         if onward.how == "stop":
@@ -214,7 +216,8 @@ class Run:
         """Follow the node's own word, else the first edge that holds."""
         if next_nodes:
             if next_nodes[0] in self._graph.ways(node.id):
-                return self._take(node, next_nodes[0], "named by the node")
+                self._take(node, next_nodes[0], "named by the node")
+                return None
             return self._no_way(node, f"{node.id!r} named {next_nodes[0]!r}, which is not one of its ways")
         conditional, to = self._executor.edges[node.id]
         why = "unconditional"
@@ -222,7 +225,8 @@ class Run:
             to, why = edge.to_node, str(edge.condition)
         if to is None:
             return self._no_way(node, f"no edge from {node.id!r} holds and none is unconditional")
-        return self._take(node, to, why)
+        self._take(node, to, why)
+        return None
 
     def _first_that_holds(self, edges: tuple[EdgeDefinition, ...], node_id: str) -> EdgeDefinition | None:
         names = expressions.names_of(self._walk.message, self._variables)
@@ -237,10 +241,11 @@ class Run:
             self.trace.add(EventKind.CONDITION_ERROR, node_id, path, details=details)
             return False
 
-    def _take(self, node: BaseNode, to: str, why: str) -> _Ending | None:
-        self.trace.way_chosen(node.id, self._walk.visit, to, why)
-        self._walk.node_id = to
-        return None
+    def _take(self, node: BaseNode, to: str, why: str) -> None:
+        """Follow a way."""
+        walk = self._walk
+        self.trace.way_chosen(node.id, walk.visit, to, why)
+        walk.node_id = to
 
     def _child(self, message: Message, node_id: str, payload: MessagePayload) -> Message:
         executor = self._executor

@@ -112,7 +112,7 @@ class Stepper:
         if outcome.error is not None:
             attempt.begun = outcome
             return attempt
-        self.trace.step_succeeded(node.id, path, 1, attempt.tokens)
+        self.trace.step_succeeded(node.id, path, 1, attempt.tokens, attempt.ended_at)
         if self._tokens_max is not None:
             self._check_tokens(scope)
         return outcome
@@ -133,7 +133,7 @@ class Stepper:
                 outcome = attempt.begun
             outcome = outcome or await self._to_the_end(attempt, message)
             if outcome.error is None:
-                self.trace.step_succeeded(node.id, path, 1, attempt.tokens)
+                self.trace.step_succeeded(node.id, path, 1, attempt.tokens, attempt.ended_at)
             else:
                 outcome = await self._after_failed(attempt, message, outcome)
         except CutShort as cut:
@@ -199,7 +199,7 @@ class Stepper:
         scope, now = attempt.scope, self.now()
         if not scope.tree.is_quiet or now >= scope.safe_until:
             scope.check()
-        attempt.ended = True
+        attempt.ended_at = now
         if result is ABANDONED or (now >= attempt.deadline - ROUNDING and attempt.is_late()):
             node = attempt.node
             text = f"{node.id!r} took {node.config.timeout_ms} ms"
@@ -240,7 +240,7 @@ class Stepper:
             attempt = Attempt(self, node, path, attempt.number + 1, scope, attempt.variables_before, self.now())
             trace.add(EventKind.ATTEMPT_STARTED, node.id, path, attempt.number)
             outcome = self._begun(attempt, message) or await self._to_the_end(attempt, message)
-        trace.step_succeeded(node.id, path, attempt.number, attempt.tokens)
+        trace.step_succeeded(node.id, path, attempt.number, attempt.tokens, attempt.ended_at)
         return outcome
 
     def _failed_for_good(self, attempt: Attempt, message: Message, outcome: StepOutcome, cause: int) -> StepOutcome:
@@ -253,7 +253,7 @@ class Stepper:
         return outcome if instead is None else StepOutcome(instead, variables=attempt.variables_before)
 
     def _cut_off(self, attempt: Attempt, error: BaseException) -> None:
-        attempt.ended = True
+        attempt.ended_at = self.now()
         details = {**attempt.told(), "cut_off": True}
         self.trace.add(
             EventKind.ATTEMPT_ENDED, attempt.node.id, attempt.path, attempt.number, details=details
@@ -309,7 +309,7 @@ class Attempt(ExecutionContext):
     """
 
     __slots__ = (
-        *("_stepper", "begun", "deadline", "ended", "node", "number"),
+        *("_stepper", "begun", "deadline", "ended_at", "node", "number"),
         *("permit", "scope", "tokens", "variables_before"),
     )
 
@@ -326,7 +326,8 @@ class Attempt(ExecutionContext):
         self.variables = checked_json(dict(variables)) if variables else {}
         self.steps = None
         self.tokens = 0
-        self.ended = False
+        #: Loop time; infinite while it runs.
+        self.ended_at = math.inf
         #: Loop time; infinite for a wrapper, which has no time of its own.
         self.deadline = now + node.timeout_s
         #: What a breaker let it through with.
@@ -388,7 +389,7 @@ class Attempt(ExecutionContext):
         """
         if type(tokens) is not int or not 0 <= tokens < 2**63:
             raise NodeError(ErrorCode.VALIDATION_ERROR, f"{tokens!r:.40} is no number of tokens")
-        if not self.ended and not self.is_over():
+        if self.ended_at == math.inf and not self.is_over():
             self.tokens += tokens
             self._stepper.tokens += tokens
 

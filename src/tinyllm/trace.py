@@ -118,10 +118,10 @@ class Trace(Sequence[TraceEvent]):
             if self.on_event is not None:
                 self._tell()
 
-    def step_succeeded(self, node_id: str, path: str, attempt: int, tokens: int) -> None:
-        """The events of a step that ends with a successful attempt, which used so many tokens."""
+    def step_succeeded(self, node_id: str, path: str, attempt: int, tokens: int, now: float) -> None:
+        """The events of a step that ends at loop time `now` with a successful attempt, which used so many tokens."""
         if self.on:
-            self._flat += (self._loop_time(), self._clock(), _STEP_SUCCEEDED, node_id, path, attempt, tokens)
+            self._flat += (now, self._clock(), _STEP_SUCCEEDED, node_id, path, attempt, tokens)
             self._count += 2
             if self.on_event is not None:
                 self._tell()

@@ -93,7 +93,7 @@ CORE_DEFECTS = (
     Defect(
         "a leaked task",
         Stepper._cut_off,
-        "attempt.ended = True",
+        "attempt.ended_at = self.now()",
         "asyncio.get_running_loop().create_task(asyncio.sleep(3), name='leak')",
     ),
     Defect("a step too many", Stepper.begin, "self.steps >= self._steps_max", "self.steps > self._steps_max"),

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, TypeVar
 
-from tinyllm.config import NodeConfig, NodeDefinition
+from tinyllm.config import NodeConfig, NodeDefinition, NodeType
 from tinyllm.context import ExecutionContext, Steps
 from tinyllm.errors import UsageError
 from tinyllm.message import ErrorInfo, Message, MessagePayload, NodeResult
@@ -29,6 +29,8 @@ class BaseNode(ABC):
         #: Of an attempt; that of a wrapper bounds the nodes inside it.
         self.timeout_s = math.inf if self.wraps else definition.config.timeout_ms / 1_000
         self.id = definition.id
+        #: Whether the token goes no further.
+        self.is_exit = definition.type is NodeType.EXIT
 
     @abstractmethod
     async def execute(self, message: Message, context: ExecutionContext) -> NodeResult:
