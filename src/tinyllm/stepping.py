@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 CANCELLED, STEPS_LIMIT, TOKENS_LIMIT = "cancelled", "steps", "tokens"
 
 Variables = Mapping[str, Any]
+#: Nobody can write into it.
+NO_VARIABLES: Variables = MappingProxyType({})
 
 
 class Stepper:
@@ -213,7 +216,7 @@ class Stepper:
             kind = wrong_type(attempt.node.id, f"a message that is {type(output).__name__}")
             return StepOutcome(message, error=kind)
         named = result.next_nodes
-        outcome = StepOutcome(output, tuple(named[:1]) if named else (), None, {})
+        outcome = StepOutcome(output, tuple(named[:1]) if named else (), None, NO_VARIABLES)
         return _with_variables(outcome, attempt, message) if attempt.variables else outcome
 
     async def _after_failed(
@@ -224,7 +227,8 @@ class Stepper:
         delays = RetryDelays(node.config, seed=self._seed, path=path)
         while (failure := outcome.error) is not None:
             details = {**attempt.told(), "message": failure.message}
-            cause = trace.add(EventKind.ATTEMPT_ENDED, node.id, path, attempt.number, failure.code, details=details)
+            trace.add(EventKind.ATTEMPT_ENDED, node.id, path, attempt.number, failure.code, details=details)
+            cause = trace.newest
             if not may_retry(node.config, attempt.number, failure):
                 return self._failed_for_good(attempt, message, outcome, cause)
             delay_ms = delays.next_ms(failure)

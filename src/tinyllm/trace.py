@@ -63,7 +63,7 @@ class Trace(Sequence[TraceEvent]):
     """
 
     __slots__ = (
-        *("_began", "_clock", "_count", "_events", "_flat", "_loop_time", "_read"),
+        *("_began", "_clock", "_count", "_counted", "_events", "_flat", "_loop_time", "_read"),
         *("on", "on_event"),
     )
 
@@ -73,7 +73,7 @@ class Trace(Sequence[TraceEvent]):
         self._clock: Callable[[], Any] = time.time if clock is utc_now else clock
         self._began = loop_time()
         self._flat: list[Any] = []
-        self._count = 0
+        self._count = self._counted = 0
         self._events: list[TraceEvent] | None = None
         self._read = 0
         self.on = on
@@ -99,22 +99,19 @@ class Trace(Sequence[TraceEvent]):
         code: ErrorCode | None = None,
         cause: int | None = None,
         details: Mapping[str, Any] = _NO_DETAILS,
-    ) -> int:
-        """Append an event and return its sequence number; with tracing off, does nothing and returns 0."""
+    ) -> None:
+        """Append an event; with tracing off, does nothing."""
         if not self.on:
-            return 0
+            return
         moment = (self._loop_time(), self._clock(), _ONE)
         self._flat += (*moment, kind, node_id, path, attempt, code, cause, details or None)
-        self._count += 1
         if self.on_event is not None:
             self._tell()
-        return self._count - 1
 
     def step_began(self, node_id: str, path: str, now: float) -> None:
         """The events of a step that starts with its first attempt at loop time `now`."""
         if self.on:
             self._flat += (now, self._clock(), _STEP_BEGAN, node_id, path)
-            self._count += 2
             if self.on_event is not None:
                 self._tell()
 
@@ -122,7 +119,6 @@ class Trace(Sequence[TraceEvent]):
         """The events of a step that ends at loop time `now` with a successful attempt, which used so many tokens."""
         if self.on:
             self._flat += (now, self._clock(), _STEP_SUCCEEDED, node_id, path, attempt, tokens)
-            self._count += 2
             if self.on_event is not None:
                 self._tell()
 
@@ -130,7 +126,6 @@ class Trace(Sequence[TraceEvent]):
         """The event of a way that the token takes."""
         if self.on:
             self._flat += (self._loop_time(), self._clock(), _WAY_CHOSEN, node_id, visit, to, why)
-            self._count += 1
             if self.on_event is not None:
                 self._tell()
 
@@ -140,7 +135,16 @@ class Trace(Sequence[TraceEvent]):
         for event in self._made()[heard:]:
             self.on_event(event)
 
+    @property
+    def newest(self) -> int:
+        """The sequence number of the last event; -1 without any."""
+        return len(self) - 1
+
     def __len__(self) -> int:
+        while self._counted < len(self._flat):
+            length, events, _ = _READERS[self._flat[self._counted + 2]]
+            self._counted += length
+            self._count += events
         return self._count
 
     @overload
@@ -167,7 +171,7 @@ class Trace(Sequence[TraceEvent]):
             events = self._events = []
         while self._read < len(flat):
             at, wall, how = flat[self._read : self._read + 3]
-            length, read = _READERS[how]
+            length, _, read = _READERS[how]
             fields = flat[self._read + 3 : self._read + length]
             self._read += length
             wall = datetime.fromtimestamp(wall, UTC) if isinstance(wall, float) else wall
@@ -210,12 +214,12 @@ def _way_chosen(node_id: str, visit: int, to: str, why: str) -> Iterator[dict[st
 
 
 _ONE, _STEP_BEGAN, _STEP_SUCCEEDED, _WAY_CHOSEN = range(4)
-#: The length of a record, and how to read what follows its loop time, wall time and number.
-_READERS: tuple[tuple[int, Callable[..., Iterator[dict[str, Any]]]], ...] = (
-    (10, _one),
-    (5, _step_began),
-    (7, _step_succeeded),
-    (7, _way_chosen),
+#: The length of a record, how many events it stands for, and how to read what follows loop time, wall time and number.
+_READERS: tuple[tuple[int, int, Callable[..., Iterator[dict[str, Any]]]], ...] = (
+    (10, 1, _one),
+    (5, 2, _step_began),
+    (7, 2, _step_succeeded),
+    (7, 1, _way_chosen),
 )
 
 
