@@ -135,6 +135,8 @@ class Started(Coroutine[Any, Any, Any]):
     def take_on(self, coroutine: Coroutine[Any, Any, Any], awaited: Any, task: AnyTask | None) -> None:
         """Go on with a coroutine that waits for `awaited`."""
         self._coroutine, self._awaited, self.task = coroutine, awaited, task
+        # Under this name tasks are shown.
+        self.__qualname__ = getattr(coroutine, "__qualname__", type(coroutine).__qualname__)
 
     def bear(self, task: AnyTask) -> None:
         """Make `task` real: it will run this."""
@@ -276,4 +278,4 @@ def _bear(task: Any) -> None:
 @cache
 def _unborn(kind: type[AnyTask]) -> type[AnyTask]:
     """The class of such tasks as will be of `kind`."""
-    return type(f"Unborn{kind.__name__}", (_Unborn, kind), {"__slots__": (), "born": kind})
+    return type(kind.__name__, (_Unborn, kind), {"__slots__": (), "born": kind})

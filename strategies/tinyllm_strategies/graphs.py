@@ -28,8 +28,6 @@ _KINDS = st.sampled_from((*_LEAVES, "fanout", "loop", "timeout", "fanout", "loop
 #: A `shared` one is a node that the token can visit, too.
 _INNER_KINDS = st.sampled_from((*["model"] * 7, *_LEAVES[1:], "shared", "fanout", "loop", "timeout"))
 _INNER_LEAVES = st.sampled_from((*["model"] * 6, *_LEAVES[1:]))
-#: Who votes is mostly a model: others seldom agree, and then on what they received.
-_VOTERS = st.sampled_from(("model", "model", "model", None))
 _WIDTHS = st.sampled_from((3, 2, 1))
 _NARROW = st.sampled_from((2, 1))
 _CYCLES = st.sampled_from((False, False, True))
@@ -125,11 +123,10 @@ class _Drawing:
         if kind in _LEAVES:
             self.leaves.append(node_id)
 
-    def _inner(self, node_id: str, place: _Place, *, shares: bool = True, votes: bool = False) -> str:
+    def _inner(self, node_id: str, place: _Place, *, shares: bool = True) -> str:
         """A node to wrap, by its id: a new one of this id, or one that is there already."""
         deep = place.depth > 0 and place.times <= TIMES_MAX and len(self.nodes) < WRAPPED_MAX
-        kind = self.draw(_VOTERS) if votes else None
-        kind = kind or self.draw(_INNER_KINDS if deep else _INNER_LEAVES)
+        kind = self.draw(_INNER_KINDS if deep else _INNER_LEAVES)
         if kind == "shared":
             if shares and self.leaves:
                 return self.leaves[-1]
@@ -204,13 +201,12 @@ class _Drawing:
         """A target may be repeated, or be visited by the token, too."""
         draw = self.draw
         width = draw(_WIDTHS if place.depth == DEPTH_MAX else _NARROW)
-        strategy = draw(presets.STRATEGIES)
-        votes = strategy == "majority_vote"
-        targets = [self._inner(f"{node_id}.t{number}", place.inside(), votes=votes) for number in range(width)]
+        targets = [self._inner(f"{node_id}.t{number}", place.inside()) for number in range(width)]
         if draw(_MAYBE) == 2:
             targets.append(targets[0])
+        strategy = draw(presets.STRATEGIES)
         config: Json = {"target_nodes": targets, "aggregation_strategy": strategy, **draw(presets.FANOUTS)}
-        if votes:
+        if strategy == "majority_vote":
             config["quorum"] = draw(presets.QUORUMS)
         elif strategy == "best_score":
             config["score_field"] = draw(presets.SCORES)
