@@ -1,8 +1,9 @@
 """Coroutines that begin at once, inside whoever starts them, and cost a task and turns of the loop only if they wait.
 
 What Python 3.12 calls eager tasks, for 3.11 too, and cheaper: a coroutine that never waits runs in a task that does not
-exist until somebody looks at it. All that a run starts share one such task and one copy of the run's context variables,
-one after another, for as long as none of them touches either.
+exist until somebody looks at it. All that a run starts share one such task, one after another, for as long as none of
+them keeps it. What a task shows from outside the coroutine before anybody has asked it anything is the one thing that
+differs: it is not in `asyncio.all_tasks()` yet.
 """
 
 from __future__ import annotations
@@ -13,12 +14,21 @@ import types
 # Made for loops and tasks that are not asyncio's own: "Extending" in Python's documentation of asyncio.
 from asyncio.tasks import _enter_task, _leave_task, current_task
 from collections.abc import Callable, Coroutine, Generator
-from contextvars import Context, copy_context
+from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from sys import getrefcount
 from typing import Any
+from weakref import getweakrefcount
 
 AnyTask = asyncio.Task[Any]
+
+#: How many runs lie around what runs now, each begun by a node of the one before.
+_DEPTH: ContextVar[int] = ContextVar("tinyllm_depth", default=0)
+#: So many runs may begin inside each other on one stack: about 200 of the 1,000 frames that Python allows.
+DEPTH_MAX = 16
+#: The references to a task of which nobody else knows: its owner's, the local one, the argument of the question.
+_OURS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +46,13 @@ class EagerTasks:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._pristine = copy_context()
+        self._pristine.run(_DEPTH.set, _DEPTH.get() + 1)
         self._unborn = _unborn(_kind_of_tasks(loop))
         self._renew()
 
     def _renew(self) -> None:
         """A task of which nobody knows yet, for those that are started from now on."""
-        self._body = Started(self._loop, self._pristine.copy())
+        self._body = Started(self._loop, self._pristine)
         self._task: AnyTask = self._unborn.__new__(self._unborn)
         object.__setattr__(self._task, _BODY, self._body)
 
@@ -53,7 +64,8 @@ class EagerTasks:
         returned before that arrived, has raised CancelledError. Raises KeyboardInterrupt, as the loop would.
         """
         loop, body, task = self._loop, self._body, self._task
-        body.name = name
+        # Always a new one: whether a coroutine set something could only be found by asking its values for equality.
+        body.name, body.context = name, self._pristine.copy()
         starter = current_task(loop)
         if starter is not None:
             _leave_task(loop, starter)
@@ -63,6 +75,7 @@ class EagerTasks:
         except StopIteration as stop:
             outcome = stop.value
         except KeyboardInterrupt:
+            self._renew()
             raise
         except BaseException as error:  # noqa: BLE001 - whoever started it judges it
             outcome = Raised(error)
@@ -76,20 +89,24 @@ class EagerTasks:
             _leave_task(loop, task)
             if starter is not None:
                 _enter_task(loop, starter)
-        if type(task) is self._unborn and body.context == self._pristine:
-            return outcome
-        self._renew()
-        # A request that was taken back says nothing, whether or not it would still have arrived.
-        if type(task) is not self._unborn and task.cancelling() and type(outcome) is not Raised:
-            return Raised(asyncio.CancelledError())
+        if type(task) is not self._unborn:
+            self._renew()
+            # A request that was taken back says nothing, whether or not it would still have arrived.
+            if task.cancelling() and type(outcome) is not Raised:
+                return Raised(asyncio.CancelledError())
+        elif getrefcount(task) != _OURS or getweakrefcount(task):
+            # Whoever keeps it must find a task that ends, and never that of another node.
+            _bear(task)
+            self._renew()
         return outcome
 
 
 def start_own(coroutine: Coroutine[Any, Any, Any], *name: str) -> Any:
     """Run a coroutine of our own in the caller's task until it waits; from then on it has a task of its own.
 
-    What it returned, or `Started` if it waits. What it raises before that is raised here. It must not ask which
-    task it is in, nor set context variables: both change when it waits.
+    What it returned, or `Started` if it waits. What it raises before that is raised here, and so is what the loop's
+    task factory raises, after the coroutine was closed. It must not ask which task it is in, nor set context
+    variables: both change when it waits.
     """
     try:
         awaited = coroutine.send(None)
@@ -99,9 +116,36 @@ def start_own(coroutine: Coroutine[Any, Any, Any], *name: str) -> Any:
     body = Started(loop, copy_context())
     body.name = name
     body.take_on(coroutine, awaited, None)
-    # It waits already, so that an eager task factory does no harm.
-    body.task = loop.create_task(body, name=" ".join(name))
+    # A coroutine of Python's would not pass on a cancellation that comes before its first turn.
+    runs = body if loop.get_task_factory() is None else _go_on(body)
+    try:
+        # It waits already, so that an eager task factory does no harm.
+        body.task = task = loop.create_task(runs, name=" ".join(name))
+    except BaseException:
+        runs.close()
+        body.close()
+        raise
+    if runs is not body:
+        # What the factory put around it may have been cancelled before it came to this.
+        task.add_done_callback(partial(_closed, runs, body))
     return body
+
+
+def _closed(*coroutines: Any) -> None:
+    """Close all but the last, the task that has ended."""
+    for coroutine in coroutines[:-1]:
+        coroutine.close()
+
+
+async def _go_on(body: Started) -> None:
+    """What a task factory gets, since it may insist on a true coroutine."""
+    await body
+
+
+def nested_too_deep() -> bool:
+    """Whether so many runs have begun inside each other that the next one has to begin on a stack of its own."""
+    depth = _DEPTH.get()
+    return depth > 0 and depth % DEPTH_MAX == 0
 
 
 @types.coroutine
@@ -142,9 +186,15 @@ class Started(Coroutine[Any, Any, Any]):
         """Make `task` real: it will run this."""
         task.__init__(self, loop=self._loop, name=" ".join(self.name), context=self.context)  # type: ignore[misc]
 
+    def is_over(self) -> bool:
+        """Whether it will not go on: it has ended, or its task has without it."""
+        return self.has_ended or (self.task is not None and self.task.done())
+
     def result(self) -> Any:
-        """What it returned, once it has ended; raises what it raised."""
-        assert self.has_ended
+        """What it returned, once it is over; raises what it raised."""
+        if not self.has_ended:
+            assert self.task is not None
+            return self.task.result()
         if self.error is not None:
             raise self.error
         return self.value
@@ -180,7 +230,9 @@ class Started(Coroutine[Any, Any, Any]):
             return turn(*what)
         except StopIteration as stop:
             self.has_ended, self.value = True, stop.value
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            # It also ends the loop, unless somebody goes on with that.
+            self.has_ended, self.error, self.task = True, error, None
             raise
         except BaseException as error:  # noqa: BLE001 - the loop must not hear of SystemExit, nor log what we keep
             self.has_ended, self.error = True, error
@@ -188,11 +240,18 @@ class Started(Coroutine[Any, Any, Any]):
         raise StopIteration
 
     def close(self) -> None:
+        """Give up what its task will not go on with; does nothing if that has ended."""
         if self._coroutine is not None:
             self._coroutine.close()
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        raise NotImplementedError("a task runs this; nobody awaits it")
+        return self
+
+    def __iter__(self) -> Started:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
 
     # Whoever looks at a task's coroutine to see whether it has begun, and where it waits, sees the real one.
 
@@ -223,49 +282,26 @@ class Started(Coroutine[Any, Any, Any]):
 _BODY = "_tinyllm_body"
 
 
-class NodeTask(AnyTask):
-    """A task like asyncio's own, whose class, unlike that one's, may be given to an object that is there already."""
-
-    __slots__ = ()
-
-
 def _kind_of_tasks(loop: asyncio.AbstractEventLoop) -> type[AnyTask]:
-    """The class of tasks on this loop, as far as the one that runs now can tell."""
-    running = current_task(loop)
-    if running is None or loop.get_task_factory() is not None:
-        return NodeTask
-    # One that is not born yet tells what it will be.
-    kind = running.__class__
-    return NodeTask if kind is asyncio.Task else kind
+    """What a loop says that its tasks are, which it may if it makes them itself; else a task like asyncio's own."""
+    kind: type[AnyTask] | None = getattr(loop, "tinyllm_task_class", None)
+    return _node_task(asyncio.Task) if kind is None else kind
 
 
-class _Unborn:
-    """Makes tasks of its subclasses become real when anything is asked of them: `born` is their class then."""
+@cache
+def _node_task(kind: type[AnyTask]) -> type[AnyTask]:
+    """Tasks of this kind, whose class, unlike that of asyncio's own, may be given to an object that is there already.
 
-    __slots__ = ()
-    born: type[AnyTask]
+    Asked for each run: there are programs that put Python's own task in the place of the compiled one.
+    """
+    return type("NodeTask", (kind,), {"__slots__": ()})
 
-    def __getattribute__(self, name: str) -> Any:
-        # Whoever walks all objects of a process and asks for their kind must not make tasks.
-        if name == "__class__":
-            return type(self).born
-        _bear(self)
-        return getattr(self, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        _bear(self)
-        setattr(self, name, value)
-
-    def __repr__(self) -> str:
-        _bear(self)
-        return repr(self)
-
-    def __hash__(self) -> int:
-        _bear(self)
-        return hash(self)
-
-    def __del__(self) -> None:
-        """Nobody looked: there is nothing to say."""
+@cache
+def _unborn(kind: type[AnyTask]) -> type[AnyTask]:
+    """The class of tasks that will be of `kind`: they become real when anything is asked of them."""
+    # Not a second base class: an object may change to a class of the same layout only.
+    return type(kind.__name__, (kind,), {"__slots__": (), "born": kind, **_UNBORN})
 
 
 def _bear(task: Any) -> None:
@@ -275,7 +311,45 @@ def _bear(task: Any) -> None:
     body.bear(task)
 
 
-@cache
-def _unborn(kind: type[AnyTask]) -> type[AnyTask]:
-    """The class of such tasks as will be of `kind`."""
-    return type(kind.__name__, (_Unborn, kind), {"__slots__": (), "born": kind})
+def _asked_for(task: Any, name: str) -> Any:
+    # Whoever walks all objects of a process and asks for their kind must not make tasks.
+    if name == "__class__":
+        return type(task).born
+    _bear(task)
+    return getattr(task, name)
+
+
+def _given(task: Any, name: str, value: Any) -> None:
+    _bear(task)
+    setattr(task, name, value)
+
+
+def _awaited(task: Any) -> Any:
+    _bear(task)
+    return task.__await__()
+
+
+def _shown(task: Any) -> str:
+    _bear(task)
+    return repr(task)
+
+
+def _hashed(task: Any) -> int:
+    _bear(task)
+    return hash(task)
+
+
+def _unmissed(_: Any) -> None:
+    """Nobody looked: there is nothing to say."""
+
+
+#: What Python asks of the class, not of the object, and what is asked of the object.
+_UNBORN: dict[str, Callable[..., Any]] = {
+    "__await__": _awaited,
+    "__del__": _unmissed,
+    "__getattribute__": _asked_for,
+    "__hash__": _hashed,
+    "__iter__": _awaited,
+    "__repr__": _shown,
+    "__setattr__": _given,
+}

@@ -23,7 +23,7 @@ from tinyllm.config import (
     RouterConfig,
     ToolConfig,
 )
-from tinyllm.eager import Started, one_turn, start_own
+from tinyllm.eager import Started, nested_too_deep, one_turn, start_own
 from tinyllm.errors import UsageError
 from tinyllm.graph import Graph
 from tinyllm.message import Message, TaskPayload, checked_json, checked_text, new_id, utc_now
@@ -129,7 +129,7 @@ class Executor:
         _require((TaskPayload, Message), task, "a TaskPayload or a Message")
         message = self._message_of(task) if isinstance(task, TaskPayload) else task
         run, turn = self._prepared(message, run_id, entry, variables)
-        return RunStream(run, self._until_ended(run, turn))
+        return RunStream(run, self._until_ended(run, turn), partial(self._let_go, run, turn))
 
     def cancel(self, run_id: str) -> bool:
         """Ask a run to stop: its caller gets a result with status `cancelled`. One that waits its turn never begins.
@@ -200,16 +200,22 @@ class Executor:
                 run.cancel()
         if cancelled is not None:
             raise cancelled
-        # Ctrl-C ends the task itself.
-        result: RunResult = begun.result() if begun.has_ended else task.result()
+        result: RunResult = begun.result()
         return result
 
     async def _in_turn(self, run: Run, turn: asyncio.Future[None] | None) -> RunResult:
         try:
             if turn is not None:
                 await run.wait_for(turn)
+            elif nested_too_deep():
+                await one_turn()
             return await run.walk()
         finally:
+            self._let_go(run, turn)
+
+    def _let_go(self, run: Run, turn: asyncio.Future[None] | None) -> None:
+        """Give back a run's place and id; the second time does nothing."""
+        if self._runs.get(run.run_id) is run:
             del self._runs[run.run_id]
             self._admission.leave(turn)
 

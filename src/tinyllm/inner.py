@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tinyllm.stepping import Attempt, Stepper
 
 #: Why the scope around the targets of a fanout is closed.
-SIBLING = "a sibling decided"
+SIBLING, BROKEN = "a sibling decided", "what runs them broke"
 
 Variables = Mapping[str, Any]
 #: A target that has begun: its task if it waits, what came of it if not, or what is over around it.
@@ -51,16 +51,23 @@ class InnerSteps:
         with Scope(self._scope) as group:
             branches = _Branches(group, stop_at)
             following, total = 0, len(targets)
-            while following < total or branches.running:
-                while following < total and len(branches.running) < at_once and not group.is_over():
-                    path = f"{self._path}.{following + 1}"
-                    begun = self._begun_target(targets[following], message, variables, path, group, timeout_ms)
-                    branches.add(following, begun)
-                    following += 1
-                if branches.running:
-                    await branches.collect()
-                elif group.is_over():
-                    break
+            try:
+                while following < total or branches.running:
+                    while following < total and len(branches.running) < at_once and not group.is_over():
+                        path = f"{self._path}.{following + 1}"
+                        begun = self._begun_target(targets[following], message, variables, path, group, timeout_ms)
+                        branches.add(following, begun)
+                        following += 1
+                    if branches.running:
+                        await branches.collect()
+                    elif group.is_over():
+                        break
+            except BaseException as error:
+                # A clock that raises, say: no target may go on without the fanout.
+                group.close(BROKEN)
+                if not isinstance(error, (GeneratorExit, KeyboardInterrupt)):
+                    await branches.all_ended()
+                raise
         self._scope.check()
         return Joined([branches.outcomes.get(index) for index in range(total)], branches.decided_by)
 
@@ -165,11 +172,8 @@ class _Branches:
 
     async def collect(self) -> None:
         """Wait until a branch has ended, and take the results of all that have, in order."""
-        ended = self._ended()
-        if not ended:
-            self._someone_ended = self._group.tree.loop.create_future()
-            await self._someone_ended
-            ended = self._ended()
+        while not (ended := self._ended()):
+            await self._one_more_end()
         for index in ended:
             result = self.running.pop(index)
             if type(result) is Started:
@@ -181,5 +185,14 @@ class _Branches:
                 self.decided_by = index
                 self._group.close(SIBLING)
 
+    async def all_ended(self) -> None:
+        """Wait until all have ended, and take no results."""
+        while len(self._ended()) < len(self.running):
+            await self._one_more_end()
+
+    async def _one_more_end(self) -> None:
+        self._someone_ended = self._group.tree.loop.create_future()
+        await self._someone_ended
+
     def _ended(self) -> list[int]:
-        return [index for index, it in self.running.items() if type(it) is not Started or it.has_ended]
+        return [index for index, it in self.running.items() if type(it) is not Started or it.is_over()]

@@ -7,6 +7,7 @@ ever share a dict, and what JSON cannot carry is refused with the name of its fi
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -433,6 +434,9 @@ class TaskPayload(_Value):
 _EMPTY = MessagePayload()
 
 
+_NOT_GIVEN: Any = object()
+
+
 class NodeResult(_Value):
     """What one attempt of a node gave.
 
@@ -448,10 +452,10 @@ class NodeResult(_Value):
 
     if not TYPE_CHECKING:
 
-        def __init__(self, /, *, success: Any = None, output_messages: Any = None, **fields: Any) -> None:
+        def __init__(self, /, *, success: Any = _NOT_GIVEN, output_messages: Any = _NOT_GIVEN, **fields: Any) -> None:
             # What most results are: one message of ours, which validation would take as it is.
             plain = type(output_messages) is list and len(output_messages) == 1 and type(output_messages[0]) is Message
-            if plain and success is True and not fields:
+            if plain and success is True and not fields and type(self) is NodeResult:
                 values = {
                     "success": True,
                     "output_messages": [output_messages[0]],
@@ -462,12 +466,15 @@ class NodeResult(_Value):
                 }
                 _set_fields(self, values)
                 return
-            # None stands for what was not given: for these two it is no value.
-            given = {"success": success, "output_messages": output_messages}
-            super().__init__(**{name: value for name, value in given.items() if value is not None}, **fields)
+            if success is not _NOT_GIVEN:
+                fields["success"] = success
+            if output_messages is not _NOT_GIVEN:
+                fields["output_messages"] = output_messages
+            super().__init__(**fields)
 
-        # Or Pydantic would build with this what it has validated already, JSON too.
+        # Or Pydantic would build with this what it has validated already, JSON too, and show other parameters.
         __init__.__pydantic_base_init__ = True
+        __init__.__signature__ = inspect.signature(BaseModel.__init__)
 
     @property
     def output(self) -> str | None:

@@ -229,17 +229,25 @@ class Run:
         return None
 
     def _first_that_holds(self, edges: tuple[EdgeDefinition, ...], node_id: str) -> EdgeDefinition | None:
-        names = expressions.names_of(self._walk.message, self._variables)
+        try:
+            names = expressions.names_of(self._walk.message, self._variables)
+        except Exception as problem:  # noqa: BLE001 - a message that was built without validation may hold anything
+            reason = f"the message at hand is none: {type(problem).__name__}"
+            for edge in edges:
+                self._condition_failed(str(edge.condition), reason, node_id)
+            return None
         return next((edge for edge in edges if self._holds(str(edge.condition), names, node_id)), None)
 
     def _holds(self, condition: str, names: Mapping[str, Any], node_id: str) -> bool:
         try:
             return bool(self._executor.conditions[condition].evaluate(names))
         except ExpressionError as error:
-            details = {"condition": condition, "reason": str(error)}
-            path = str(self._walk.visit)
-            self.trace.add(EventKind.CONDITION_ERROR, node_id, path, details=details)
+            self._condition_failed(condition, str(error), node_id)
             return False
+
+    def _condition_failed(self, condition: str, reason: str, node_id: str) -> None:
+        details = {"condition": condition, "reason": clean(reason)}
+        self.trace.add(EventKind.CONDITION_ERROR, node_id, str(self._walk.visit), details=details)
 
     def _take(self, node: BaseNode, to: str, why: str) -> None:
         """Follow a way."""
@@ -249,9 +257,7 @@ class Run:
 
     def _child(self, message: Message, node_id: str, payload: MessagePayload) -> Message:
         executor = self._executor
-        return message.create_child(
-            node_id, payload=payload, message_id=executor.ids(), created_at=executor.clock()
-        )
+        return message.create_child(node_id, payload=payload, message_id=executor.ids(), created_at=executor.clock())
 
     def _no_way(self, node: BaseNode, text: str) -> _Ending:
         error = ErrorInfo(code=ErrorCode.ROUTING_ERROR, message=clean(text), node_id=node.id)

@@ -210,18 +210,18 @@ class Stepper:
         if not isinstance(result, NodeResult) or result.success is not True:
             return StepOutcome(message, error=_error_in(result, attempt.node.id))
         # A result that was built without validation may hold anything.
-        outputs: list[Any] = result.output_messages
+        outputs: Any = result.output_messages
+        named: Any = result.next_nodes
+        if type(outputs) is not list or type(named) is not list or (named and type(named[0]) is not str):
+            text = f"messages ({type(outputs).__name__}) or next nodes ({type(named).__name__}) of the wrong type"
+            return StepOutcome(message, error=wrong_type(attempt.node.id, text))
         output = outputs[-1] if outputs else attempt.child_of(message)
-        if not isinstance(output, Message):
-            kind = wrong_type(attempt.node.id, f"a message that is {type(output).__name__}")
-            return StepOutcome(message, error=kind)
-        named = result.next_nodes
+        if not isinstance(output, Message) or not isinstance(output.__dict__.get("payload"), MessagePayload):
+            return StepOutcome(message, error=wrong_type(attempt.node.id, _what_it_is(output)))
         outcome = StepOutcome(output, tuple(named[:1]) if named else (), None, NO_VARIABLES)
         return _with_variables(outcome, attempt, message) if attempt.variables else outcome
 
-    async def _after_failed(
-        self, attempt: Attempt, message: Message, outcome: StepOutcome
-    ) -> StepOutcome:
+    async def _after_failed(self, attempt: Attempt, message: Message, outcome: StepOutcome) -> StepOutcome:
         """Try again until an attempt succeeds or none is left."""
         trace, node, path, scope = self.trace, attempt.node, attempt.path, attempt.scope
         delays = RetryDelays(node.config, seed=self._seed, path=path)
@@ -259,9 +259,7 @@ class Stepper:
     def _cut_off(self, attempt: Attempt, error: BaseException) -> None:
         attempt.ended_at = self.now()
         details = {**attempt.told(), "cut_off": True}
-        self.trace.add(
-            EventKind.ATTEMPT_ENDED, attempt.node.id, attempt.path, attempt.number, details=details
-        )
+        self.trace.add(EventKind.ATTEMPT_ENDED, attempt.node.id, attempt.path, attempt.number, details=details)
         self._step_cut_off(attempt, error)
 
     def _step_cut_off(self, attempt: Attempt, error: BaseException) -> None:
@@ -418,6 +416,12 @@ async def _guarded_wrapper(node: BaseNode, message: Message, context: ExecutionC
         return Raised(NodeError(ErrorCode.VALIDATION_ERROR, str(error)))
     except Exception as error:  # noqa: BLE001 - a wrapper that fails is a failed node like any other
         return Raised(error)
+
+
+def _what_it_is(output: Any) -> str:
+    if isinstance(output, Message):
+        return f"a message whose payload is {type(output.__dict__.get('payload')).__name__}"
+    return f"a message that is {type(output).__name__}"
 
 
 def _error_in(result: Any, node_id: str) -> ErrorInfo:

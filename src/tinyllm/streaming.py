@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from tinyllm.errors import UsageError
@@ -20,13 +20,15 @@ class RunStream:
     reader that is cancelled while it waits cancels the run, as a caller of `run` would.
     """
 
-    def __init__(self, run: Run, until_ended: Coroutine[Any, Any, RunResult]) -> None:
+    def __init__(self, run: Run, until_ended: Coroutine[Any, Any, RunResult], let_go: Callable[[], None]) -> None:
         self.run_id = run.run_id
         self._run = run
         self._events: deque[TraceEvent] = deque()
         self._waiting: dict[asyncio.Future[None], None] = {}
         run.trace.on_event = self._heard
         self._task = asyncio.get_running_loop().create_task(until_ended, name=f"stream {run.run_id}")
+        # A task that is cancelled before its first turn runs nothing of its coroutine, not even what is in `finally`.
+        self._task.add_done_callback(lambda _: let_go())
         self._task.add_done_callback(self._wake)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import inspect
 import sys
 import weakref
 from collections.abc import Callable, Coroutine
@@ -14,7 +15,9 @@ import pytest
 
 from tests.support.runs import a_graph, a_line, an_executor, node, run_clean
 from tinyllm.eager import EagerTasks, Started
-from tinyllm.message import Message, TaskPayload
+from tinyllm.executor import Executor
+from tinyllm.message import Message, NodeResult, TaskPayload
+from tinyllm.nodes.base import passed_on, success
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.trace import RunResult
 
@@ -57,6 +60,10 @@ def started(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
     """What each gives that is started after the others, named n1, n2, ..."""
     tasks = EagerTasks(asyncio.get_running_loop())
     return [tasks.start(coroutine, "node", f"n{number}") for number, coroutine in enumerate(coroutines, 1)]
+
+
+async def sees_its_task() -> None:
+    assert asyncio.current_task() is not None
 
 
 async def me() -> asyncio.Task[Any]:
@@ -103,17 +110,20 @@ def test_a_node_that_never_waits_sees_a_task_like_any_other():
     ids=["repr", "hash", "name", "attribute", "cancelling"],
 )
 def test_the_first_look_makes_the_task_real_and_the_next_coroutine_has_another(look):
-    async def looks() -> asyncio.Task[Any]:
-        look(await me())
-        return await me()
+    async def looks() -> int:
+        task = await me()
+        look(task)
+        return id(task)
+
+    async def number() -> int:
+        return id(await me())
 
     async def main() -> Any:
-        first, second, third = started(looks(), me(), me())
-        same = (first is second, second is third)
+        first, second, third = started(looks(), number(), number())
         await asyncio.sleep(0)
-        return first.done(), *same
+        return first == second, second == third
 
-    assert all((True, False, True) == told for told in on_every_loop(main))
+    assert all((False, True) == told for told in on_every_loop(main))
 
 
 def test_whoever_walks_all_objects_and_asks_for_their_kind_makes_no_task():
@@ -122,7 +132,7 @@ def test_whoever_walks_all_objects_and_asks_for_their_kind_makes_no_task():
         assert isinstance(loop, Counting)
         tasks = EagerTasks(loop)
         before = loop.tasks_made
-        tasks.start(me(), "n")
+        tasks.start(sees_its_task(), "n")
         tasks_seen = [found for found in gc.get_objects() if isinstance(found, asyncio.Task)]
         assert tasks_seen
         return loop.tasks_made - before
@@ -142,6 +152,94 @@ def test_a_task_that_nobody_looked_at_can_be_looked_at_after_its_node_has_ended(
         return name, task.done(), task.cancelled()
 
     assert all(("node n1", True, False) == told for told in on_every_loop(main))
+
+
+class Named:
+    """What user code may keep a task in: it holds it, or only refers to it."""
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self.held = task
+        self.referred_to = weakref.ref(task)
+
+
+@pytest.mark.parametrize("keep", [lambda task: task, Named, lambda task: lambda: task], ids=["itself", "in", "closure"])
+def test_a_task_that_is_kept_is_of_nobody_else_and_ends(keep):
+    kept: list[Any] = []
+
+    async def keeps() -> None:
+        kept.append(keep(await me()))
+
+    async def main() -> Any:
+        kept.clear()
+        started(keeps(), keeps())
+        tasks = [it if isinstance(it, asyncio.Task) else it.held if isinstance(it, Named) else it() for it in kept]
+        await asyncio.sleep(0)
+        return [(task.get_name(), task.done()) for task in tasks], tasks[0] is tasks[1]
+
+    assert all(([("node n1", True), ("node n2", True)], False) == told for told in on_every_loop(main))
+
+
+def test_a_task_that_is_only_referred_to_is_of_nobody_else():
+    referred: list[weakref.ref[asyncio.Task[Any]]] = []
+
+    async def refers() -> None:
+        referred.append(weakref.ref(await me()))
+
+    async def main() -> Any:
+        referred.clear()
+        started(refers(), refers())
+        return referred[0] is referred[1]
+
+    assert all(told is False for told in on_every_loop(main))
+
+
+def test_cancelling_a_task_that_was_kept_cancels_nobody_else():
+    kept: list[asyncio.Task[Any]] = []
+
+    async def keeps(message: Message, context: Any) -> NodeResult:
+        kept.append(await me())
+        return success(passed_on(message, context))
+
+    async def waits(message: Message, context: Any) -> NodeResult:
+        kept.pop().cancel()
+        await asyncio.sleep(0)
+        return success(passed_on(message, context))
+
+    executor = an_executor(a_line(*QUICK), {"work": keeps, "work2": waits})
+
+    assert all("succeeded" == told.status for told in on_every_loop(lambda: executor.execute(TASK)))
+
+
+def test_its_task_can_be_awaited_by_whom_it_starts():
+    async def starts() -> asyncio.Task[None]:
+        async def waits_for(task: asyncio.Task[Any]) -> None:
+            await task
+
+        return asyncio.create_task(waits_for(await me()))
+
+    async def main() -> Any:
+        (helper,) = started(starts())
+        async with asyncio.timeout(5):
+            await helper
+        return helper.cancelled()
+
+    assert all(told is False for told in on_every_loop(main))
+
+
+def test_it_can_not_await_itself():
+    async def awaits() -> str:
+        try:
+            await (await me())
+        except RuntimeError as error:
+            return str(error)
+        return "it could"
+
+    async def main() -> Any:
+        (going,) = started(awaits())
+        await asyncio.wait({going.task})
+        return going.result()
+
+    assert all("await" in told and told != "it could" for told in on_every_loop(main))
 
 
 def test_callbacks_on_its_own_task_are_called_when_the_node_has_ended():
@@ -199,6 +297,44 @@ def test_what_one_coroutine_sets_the_next_does_not_see(looks):
     assert all(expected == told for told in on_every_loop(main))
 
 
+def test_values_of_context_variables_are_never_compared():
+    class Column:
+        def __eq__(self, other: object) -> bool:
+            raise TypeError("elementwise")
+
+        __hash__ = object.__hash__
+
+    columns: contextvars.ContextVar[Any] = contextvars.ContextVar("columns")
+
+    async def sets() -> None:
+        columns.set(Column())
+
+    async def reads() -> Any:
+        return columns.get()
+
+    async def main() -> Any:
+        mine = Column()
+        columns.set(mine)
+        return started(sets(), reads())[1] is mine
+
+    assert all(told is True for told in on_every_loop(main))
+
+
+def test_a_value_that_equals_the_one_before_it_is_not_seen_by_the_next():
+    async def sets() -> None:
+        VARIABLE.set("".join(["out", "side"]))
+
+    async def reads() -> str:
+        return VARIABLE.get()
+
+    async def main() -> Any:
+        outside = "".join(["outsid", "e"])
+        VARIABLE.set(outside)
+        return started(sets(), reads())[1] is outside
+
+    assert all(told is True for told in on_every_loop(main))
+
+
 def test_a_coroutine_inside_another_has_a_task_of_its_own():
     async def outer() -> Any:
         before = await me()
@@ -209,6 +345,118 @@ def test_a_coroutine_inside_another_has_a_task_of_its_own():
         return started(outer())
 
     assert all([(True, False)] == told for told in on_every_loop(main))
+
+
+# --- tasks that others make -------------------------------------------------------------------------------
+
+
+def wraps(loop: asyncio.AbstractEventLoop, coro: Any, **how: Any) -> asyncio.Task[Any]:
+    """What libraries that watch tasks do."""
+
+    async def wrapped() -> Any:
+        return await coro
+
+    return asyncio.Task(wrapped(), loop=loop, **how)
+
+
+def insists(loop: asyncio.AbstractEventLoop, coro: Any, **how: Any) -> asyncio.Task[Any]:
+    if not inspect.iscoroutine(coro):
+        raise TypeError(f"a coroutine was expected, got {coro!r}")
+    return asyncio.Task(coro, loop=loop, **how)
+
+
+async def waits(message: Message, context: Any) -> NodeResult:
+    await asyncio.sleep(0.001)
+    return success(passed_on(message, context))
+
+
+FAN = {"fan": node("fanout", target_nodes=["a", "b"]), "a": node("model"), "b": node("model")}
+
+
+def a_fan(acts: dict[str, Any], **config: Any) -> Executor:
+    return an_executor(a_graph(FAN, [("start", "fan"), ("fan", "end")]), acts, **config)
+
+
+@pytest.mark.parametrize("factory", [wraps, insists])
+@pytest.mark.parametrize(
+    "make", [lambda: an_executor(a_line(), {"work": waits}), lambda: a_fan({"a": waits, "b": waits})]
+)
+def test_task_factories_get_a_coroutine_that_can_be_awaited(factory, make):
+    async def main() -> RunResult:
+        asyncio.get_running_loop().set_task_factory(factory)
+        return await make().execute(TASK)
+
+    assert "succeeded" == asyncio.run(main()).status
+
+
+@pytest.mark.parametrize("factory", [None, insists, wraps])
+@pytest.mark.parametrize(
+    "make", [lambda **c: an_executor(a_line(), {"work": waits}, **c), lambda **c: a_fan({"a": waits, "b": waits}, **c)]
+)
+def test_a_run_cancelled_before_its_task_had_a_turn_leaves_nothing(factory, make):
+    executor = make(max_concurrent_runs=1, max_queued_runs=0)
+
+    async def main() -> tuple[bool, int, str]:
+        asyncio.get_running_loop().set_task_factory(factory)
+        caller = asyncio.ensure_future(executor.execute(TASK))
+        # In this turn of the loop the caller begins its run, whose tasks come behind this one.
+        await asyncio.sleep(0)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        assert len(others) >= 3
+        # As `asyncio.run` does when it ends.
+        for task in others:
+            task.cancel()
+        await asyncio.wait({caller})
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return caller.cancelled(), len(asyncio.all_tasks()), (await executor.execute(TASK)).status
+
+    assert (True, 1, "succeeded") == asyncio.run(main())
+
+
+def test_a_task_factory_that_refuses_stops_what_had_begun():
+    def refuses(loop: asyncio.AbstractEventLoop, coro: Any, **how: Any) -> asyncio.Task[Any]:
+        raise ValueError("no tasks here")
+
+    executor = an_executor(a_line(), {"work": waits}, max_concurrent_runs=1, max_queued_runs=0)
+
+    async def main() -> Any:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(refuses)
+        with pytest.raises(ValueError, match="no tasks here"):
+            await executor.execute(TASK)
+        loop.set_task_factory(None)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return len(asyncio.all_tasks()), (await executor.execute(TASK)).status
+
+    assert (1, "succeeded") == asyncio.run(main())
+
+
+def test_tasks_written_in_python_serve_as_well(monkeypatch):
+    """There are programs that put them in the place of the compiled ones, to run loops inside loops."""
+    monkeypatch.setattr(asyncio, "Task", asyncio.tasks._PyTask)
+
+    async def main() -> Any:
+        quick, looking, waiting = started(asyncio.sleep(0, "slept"), me(), asyncio.sleep(0.001, "slept"))
+        await asyncio.wait({quick.task, waiting.task})
+        return quick.result(), type(looking).__mro__[1] is asyncio.tasks._PyTask, waiting.result()
+
+    assert ("slept", True, "slept") == asyncio.run(main())
+
+
+def test_callers_may_run_in_tasks_of_their_own_kind():
+    class Labelled(asyncio.Task[Any]):
+        def __init__(self, coro: Any, label: str, *, loop: asyncio.AbstractEventLoop) -> None:
+            super().__init__(coro, loop=loop)
+            self.label = label
+
+    async def main() -> RunResult:
+        return await Labelled(
+            an_executor(a_line(), {"work": waits}).execute(TASK), "label", loop=asyncio.get_running_loop()
+        )
+
+    assert "succeeded" == asyncio.run(main()).status
 
 
 # --- runs ------------------------------------------------------------------------------------------------
@@ -292,3 +540,42 @@ def test_of_runs_that_ended_nothing_is_held_but_their_results():
 
     assert 20 == len(run_clean(main()))
     assert [20] == of_runs
+
+
+def test_runs_inside_runs_do_not_use_up_the_stack():
+    def around(inner: Executor) -> Executor:
+        async def runs(message: Message, context: Any) -> NodeResult:
+            result = await inner.execute(TASK)
+            return NodeResult(success=result.status == "succeeded", error=result.error)
+
+        return an_executor(a_line(), {"work": runs})
+
+    executor = an_executor(a_line(*QUICK))
+    for _ in range(150):
+        executor = around(executor)
+
+    assert "succeeded" == run_clean(executor.execute(TASK)).status
+
+
+def test_a_node_that_is_interrupted_ends_its_fanout_when_the_loop_goes_on():
+    async def interrupted(message: Message, context: Any) -> NodeResult:
+        raise KeyboardInterrupt
+
+    # With a breaker a target begins in a task of its own.
+    executor = a_fan({"a": waits, "b": interrupted}, breaker={})
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)
+    try:
+        run = loop.create_task(executor.execute(TASK))
+        interrupts = 0
+        while not run.done() or asyncio.all_tasks(loop):
+            try:
+                loop.run_until_complete(asyncio.sleep(0.01))
+            except KeyboardInterrupt:
+                interrupts += 1
+                # Or this would not end where it fails.
+                assert interrupts < 10
+    finally:
+        loop.close()
+
+    assert isinstance(run.exception(), KeyboardInterrupt)

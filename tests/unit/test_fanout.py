@@ -665,3 +665,33 @@ def test_results_do_not_grow_when_the_token_comes_again_and_again():
 
     assert ("succeeded", 30) == (result.status, len(sizes))
     assert max(sizes) - min(sizes) < 100
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_no_target_goes_on_when_what_runs_them_breaks(parallel):
+    """The ids of the second target's message cannot be had."""
+    ended: list[str] = []
+
+    async def slow(message: Message, context: ExecutionContext) -> NodeResult:
+        ids.append(None)
+        try:
+            await asyncio.sleep(5)
+        finally:
+            ended.append("slow")
+        return success(passed_on(message, context))
+
+    nodes = {"fan": node("fanout", target_nodes=["a", "b"], parallel=parallel), "a": node("model"), "b": node("model")}
+    executor = an_executor(a_graph(nodes, [("start", "fan"), ("fan", "end")]), {"a": slow})
+    ids: list[None] = []
+
+    def an_id() -> str:
+        if ids:
+            raise OSError("no more ids")
+        return "id"
+
+    executor.ids = an_id
+    failed = run_clean(executor.run(a_message(content="q"), run_id="r"))
+
+    assert ("failed", ["slow"]) == (failed.status, ended)
+    assert failed.error is not None
+    assert "no more ids" in failed.error.message

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import tinyllm
 from tests.support.nodes import fails, raises, returns, says
-from tests.support.runs import a_graph, a_line, a_message, an_executor, code, go, node, run_clean
+from tests.support.runs import a_graph, a_line, a_message, an_executor, code, go, node, run_clean, visited
 from tinyllm import expressions
 from tinyllm.builder import GraphBuilder
 from tinyllm.config import ExecutorConfig
@@ -125,6 +125,38 @@ def test_a_result_whose_messages_are_none_is_the_fault_of_its_node():
     result = run_of(returns(NodeResult.model_construct(success=True, output_messages=wrong, next_nodes=[])))
 
     assert ("VALIDATION_ERROR", "work") == (code(result), result.error and result.error.node_id)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"output_messages": 5}, {"output_messages": None}, {"next_nodes": 5}, {"next_nodes": [[]]}, {"next_nodes": None}],
+    ids=str,
+)
+def test_a_result_built_without_validation_is_the_fault_of_its_node(fields: dict[str, Any]):
+    result = run_of(returns(NodeResult.model_construct(success=True, **fields)))
+
+    assert ("VALIDATION_ERROR", "work") == (code(result), result.error and result.error.node_id)
+
+
+@pytest.mark.parametrize("fields", [{}, {"payload": None}, {"payload": {"content": "x"}}], ids=str)
+def test_a_message_without_a_payload_is_the_fault_of_its_node(fields: dict[str, Any]):
+    bad = Message.model_construct(message_id="m", trace_id="t", source_node="s", **fields)
+    result = run_of(returns(NodeResult(success=True, output_messages=[bad])))
+
+    assert ("VALIDATION_ERROR", "work") == (code(result), result.error and result.error.node_id)
+
+
+@pytest.mark.parametrize("payload", [{"metadata": None}, {"metadata": {1: 2}}, {"structured": [1]}], ids=str)
+def test_conditions_on_a_message_that_is_none_do_not_hold(payload: dict[str, Any]):
+    wrong = MessagePayload.model_construct(**payload)
+    bad = Message.model_construct(message_id="m", trace_id="t", source_node="s", payload=wrong)
+    nodes = {"work": node("transform"), "then": PLAIN}
+    edges = [("start", "work"), ("work", "then", 'metadata.get("x") == 1'), ("work", "end"), ("then", "end")]
+    acts = {"work": returns(NodeResult(success=True, output_messages=[bad])), "end": says("x")}
+    result = go(an_executor(a_graph(nodes, edges), acts))
+
+    assert result.status in {"succeeded", "failed"}
+    assert "then" not in visited(result)
 
 
 class Unreadable(dict[str, Any]):

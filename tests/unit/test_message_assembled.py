@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import given, settings
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from tinyllm.message import Message, MessagePayload, NodeResult, TaskPayload, new_id
 from tinyllm_strategies.messages import messages, payloads
@@ -98,6 +99,8 @@ def test_a_name_that_no_value_has_is_an_attribute_error():
         ({}, ["success"]),
         ({"output_messages": []}, ["success"]),
         ({"success": 1}, ["success"]),
+        ({"success": None}, ["success"]),
+        ({"success": True, "output_messages": None}, ["output_messages"]),
         ({"success": True, "output_messages": ["text"]}, ["output_messages"]),
         ({"success": True, "output_messages": ()}, ["output_messages"]),
         ({"success": True, "unknown": 1}, ["unknown"]),
@@ -110,6 +113,31 @@ def test_a_wrong_result_is_refused_with_the_name_of_its_field(fields, named):
         NodeResult(**fields)
 
     assert named == [error["loc"][0] for error in refused.value.errors()]
+
+
+class Scored(NodeResult):
+    """A result of a user's own."""
+
+    score: float = 0.5
+
+    @model_validator(mode="after")
+    def in_range(self) -> Self:
+        if not 0 <= self.score <= 1:
+            raise ValueError("a score is between 0 and 1")
+        return self
+
+
+def test_a_kind_of_result_of_a_user_s_own_is_validated_and_has_its_defaults():
+    message = Message(trace_id="t", source_node="user", payload=MessagePayload())
+
+    assert 0.5 == Scored(success=True, output_messages=[message]).score
+    with pytest.raises(ValidationError, match="between 0 and 1"):
+        Scored(success=True, output_messages=[message], score=2.0)
+
+
+def test_the_signature_of_a_result_names_its_fields():
+    assert [*NodeResult.model_fields] == [*inspect.signature(NodeResult).parameters]
+    assert [*Scored.model_fields] == [*inspect.signature(Scored).parameters]
 
 
 def test_a_result_takes_no_list_that_changes_later():

@@ -530,3 +530,21 @@ def test_streams_at_once_are_told_apart():
         return [[*stream.result.trace] == events for stream, events in zip(streams, got, strict=True)]
 
     assert [True] * 5 == run_clean(main())
+
+
+def test_a_stream_whose_task_is_cancelled_before_its_first_turn_gives_its_place_and_id_back():
+    executor = streaming(max_concurrent_runs=1, max_queued_runs=0)
+
+    async def main() -> str:
+        before = asyncio.all_tasks()
+        opened(executor)
+        # As `asyncio.run` does when it ends.
+        for task in asyncio.all_tasks() - before:
+            task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        stream = opened(executor)
+        await read(stream)
+        return stream.result.status
+
+    assert "succeeded" == run_clean(main())

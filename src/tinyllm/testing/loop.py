@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Gene
 from contextvars import Context
 from heapq import heapify, heappop, heappush
 from itertools import count
-from typing import Any, Final, TypeVar, TypeVarTuple, cast
+from typing import Any, ClassVar, Final, TypeVar, TypeVarTuple, cast
 
 from tinyllm.testing.holds import AppliedHold, Holds
 from tinyllm.testing.leftovers import close_asyncgens, end_leftovers, report_unseen
@@ -88,9 +88,10 @@ class SimulatedLoop(ReportingLoop):
         TypeError: *schedule* holds something that is no Hold.
     """
 
-    def __init__(
-        self, schedule: Schedule = (), *, external_only: bool = True, max_steps: int = 1_000_000
-    ) -> None:
+    #: What the engine makes of the tasks that it does not make through `create_task`.
+    tinyllm_task_class: ClassVar[type[asyncio.Task[Any]]] = SimulatedTask
+
+    def __init__(self, schedule: Schedule = (), *, external_only: bool = True, max_steps: int = 1_000_000) -> None:
         for hold in schedule:
             if not isinstance(hold, Hold):
                 raise TypeError(f"a schedule is a tuple of Hold, but it has {hold!r}; see schedule.decode")
@@ -267,9 +268,7 @@ class SimulatedLoop(ReportingLoop):
 
     def pending_tasks(self, owner: object = ANY) -> tuple[SimulatedTask[Any], ...]:
         """The tasks that are not done, in creation order; only those of *owner* if given."""
-        return tuple(
-            task for task in self._tasks if not task.done() and (owner is ANY or task.owner == owner)
-        )
+        return tuple(task for task in self._tasks if not task.done() and (owner is ANY or task.owner == owner))
 
     def remember(self, task: SimulatedTask[Any]) -> None:
         """Called by each new task. A task is kept until it is done and somebody has seen its exception."""
