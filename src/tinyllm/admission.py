@@ -25,18 +25,24 @@ class Admission:
         Raises OverloadedError at once if as many as allowed run and wait; UsageError while runs of another event
         loop hold places, since who waits here could not be woken from there.
         """
+        self.require_room()
         if self._runs_max is None:
             return None
-        self._serve(asyncio.get_running_loop())
         if self._running < self._runs_max and not self._queue:
             self._running += 1
             return None
-        if len(self._queue) >= self._queued_max:
-            text = f"{self._running} runs are under way and {len(self._queue)} wait"
-            raise OverloadedError(f"{text}: max_concurrent_runs and max_queued_runs allow no more")
         turn = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         return turn
+
+    def require_room(self) -> None:
+        """Raise what `ask` would, and take nothing."""
+        if self._runs_max is None:
+            return
+        self._serve(asyncio.get_running_loop())
+        if (self._running >= self._runs_max or self._queue) and len(self._queue) >= self._queued_max:
+            text = f"{self._running} runs are under way and {len(self._queue)} wait"
+            raise OverloadedError(f"{text}: max_concurrent_runs and max_queued_runs allow no more")
 
     def leave(self, turn: asyncio.Future[None] | None) -> None:
         """Give the place back, whether the run has ended or never got its turn."""

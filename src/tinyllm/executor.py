@@ -62,6 +62,10 @@ class Executor:
         _require((ExecutorConfig, type(None)), config, "an ExecutorConfig")
         if model is not None and not callable(getattr(model, "complete", None)):
             raise UsageError(f"the model must be a client with `async def complete(request)`, not {_kind(model)}")
+        for name, given in (("clock", clock), ("ids", ids)):
+            if not callable(given):
+                raise UsageError(f"{name} must be a function without arguments, not {_kind(given)}")
+        _require((random.Random, type(None)), rng, "a random.Random")
         self.graph = graph
         self.config = config or ExecutorConfig()
         self.model = model
@@ -92,7 +96,7 @@ class Executor:
     ) -> RunResult:
         """Run the graph on a task; see `run`."""
         _require(TaskPayload, task, 'a TaskPayload, as in TaskPayload(content="...")')
-        return await self._until_ended(*self._prepared(self._message_of(task), run_id, entry, variables))
+        return await self._until_ended(*self._prepared(task, run_id, entry, variables))
 
     async def run(
         self,
@@ -127,8 +131,7 @@ class Executor:
         if not self.config.tracing:
             raise UsageError("a stream is made of the trace: it needs ExecutorConfig(tracing=True)")
         _require((TaskPayload, Message), task, "a TaskPayload or a Message")
-        message = self._message_of(task) if isinstance(task, TaskPayload) else task
-        run, turn = self._prepared(message, run_id, entry, variables)
+        run, turn = self._prepared(task, run_id, entry, variables)
         return RunStream(run, self._until_ended(run, turn), partial(self._let_go, run, turn))
 
     def cancel(self, run_id: str) -> bool:
@@ -149,31 +152,40 @@ class Executor:
             raise UsageError(f"the task, or what `ids` and `clock` give, makes no message: {error}") from None
 
     def _prepared(
-        self, message: Message, run_id: str | None, entry: str | None, variables: Mapping[str, Any] | None
+        self, task: TaskPayload | Message, run_id: str | None, entry: str | None, variables: Mapping[str, Any] | None
     ) -> tuple[Run, asyncio.Future[None] | None]:
         """A run that has its place, and what it has to wait for before it begins."""
         start = self.graph.entry if entry is None else entry
         if start not in self.graph.definition.entry_points:
             known = ", ".join(self.graph.definition.entry_points)
             raise UsageError(f"{start!r} is no entry point of this graph; there are {known}")
-        run_id = self.ids() if run_id is None else run_id
-        _require(str, run_id, "text as a run's id")
-        if run_id in self._runs:
-            raise UsageError(f"the run {run_id!r} is running here already")
         try:
-            checked_text(run_id)
             given = checked_json(dict(variables)) if variables else {}
         except (TypeError, ValueError) as error:
-            raise UsageError(f"the run's id is text, its variables are JSON values by name: {error}") from None
+            raise UsageError(f"the variables are JSON values by name: {error}") from None
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             raise UsageError("a run needs a running event loop, as asyncio.run gives one") from None
+        # A run that is refused leaves ids and chance to those that are not.
+        self._admission.require_room()
+        message = self._message_of(task) if isinstance(task, TaskPayload) else task
+        run_id = self._checked_run_id(self.ids() if run_id is None else run_id)
         run = Run(self, run_id, message, start, given)
         # Last, because a place that is taken must be given back.
         turn = self._admission.ask()
         self._runs[run_id] = run
         return run, turn
+
+    def _checked_run_id(self, run_id: object) -> str:
+        if not isinstance(run_id, str):
+            raise UsageError(f"text as a run's id is needed here, not {_kind(run_id)}")
+        if run_id in self._runs:
+            raise UsageError(f"the run {run_id!r} is running here already")
+        try:
+            return checked_text(run_id)
+        except ValueError as error:
+            raise UsageError(f"a run's id is text: {error}") from None
 
     async def _until_ended(self, run: Run, turn: asyncio.Future[None] | None) -> RunResult:
         """The run's result; the caller's own cancellation is passed to the run and raised when it has ended."""
@@ -263,7 +275,9 @@ def _asks(node: NodeDefinition) -> bool:
     config = node.config
     if isinstance(config, RouterConfig):
         return config.mode == "model" and bool(config.routes)
-    return isinstance(config, ModelConfig) or (isinstance(config, GateConfig) and config.mode != "expression")
+    if isinstance(config, GateConfig):
+        return config.mode != "expression" and bool(config.conditions)
+    return isinstance(config, ModelConfig)
 
 
 def _breakers(graph: Graph, config: ExecutorConfig) -> dict[str, CircuitBreaker]:

@@ -46,8 +46,8 @@ def error_of_result(result: NodeResult, node_id: str) -> ErrorInfo:
     unknown = ErrorInfo(code=ErrorCode.UNKNOWN, message="failed without an error", recoverable=True)
     # A result that was built without validation may hold anything.
     error: Any = unknown if result.error is None else result.error
-    if not isinstance(error, ErrorInfo):
-        return wrong_type(node_id, f"an error that is {type(error).__name__}, not an ErrorInfo")
+    if not isinstance(error, ErrorInfo) or not isinstance(error.__dict__.get("code"), ErrorCode):
+        return wrong_type(node_id, f"an error that is {type(error).__name__}, not an ErrorInfo with a code")
     # Whatever the node says of them, the other codes are never recoverable.
     told = {"node_id": error.node_id or node_id, "recoverable": error.recoverable and error.code in RECOVERABLE}
     copy: ErrorInfo = error.model_copy(update=told)
@@ -57,6 +57,12 @@ def error_of_result(result: NodeResult, node_id: str) -> ErrorInfo:
 def wrong_type(node_id: str, what: str) -> ErrorInfo:
     """The error of a node that returned something else than it must."""
     return ErrorInfo(code=ErrorCode.VALIDATION_ERROR, message=clean(f"{node_id!r} returned {what}"), node_id=node_id)
+
+
+def spoiled_error(problem: str, node_id: str) -> ErrorInfo:
+    """The error of a step that received a message which some node has changed into none."""
+    text = clean(f"the message at hand is none any more: {problem}")
+    return ErrorInfo(code=ErrorCode.VALIDATION_ERROR, message=text, node_id=node_id)
 
 
 def clean(text: str) -> str:

@@ -23,6 +23,7 @@ from tinyllm.config import (
     NodeDefinition,
     NodeType,
     Reader,
+    TimeoutConfig,
     a_warning,
     an_error,
     first_in_file,
@@ -169,6 +170,20 @@ class Shape:
             passed.add(node.id)
             node = self.nodes.get(node.config.wrapped()[0])
         return () if node is None else node.config.ways()
+
+    def names_its_way(self, node_id: str) -> bool:
+        """Whether a node that succeeds always names where to go on, and so needs no edge for that.
+
+        A timeout around a router does not if it succeeds when the time is up.
+        """
+        node = self.nodes.get(node_id)
+        passed: set[str] = set()
+        while node is not None and isinstance(node.config, TimeoutConfig) and node.id not in passed:
+            if node.config.on_timeout != "error":
+                return False
+            passed.add(node.id)
+            node = self.nodes.get(node.config.inner_node)
+        return node is not None and (node.type in (NodeType.GATE, NodeType.ROUTER) or bool(node.config.ways()))
 
     def _reached(self, starts: Iterable[str]) -> dict[str, None]:
         reached: dict[str, None] = {}
@@ -374,7 +389,7 @@ def find_cycle(shape: Shape) -> list[str]:
 
 def _doubtful_edges(reader: Reader, shape: Shape) -> Iterator[Finding]:
     seen: dict[tuple[str, str, str | None], int] = {}
-    unconditional: dict[str, int] = {}
+    taken = {node_id: _unconditional(shape, node_id) for node_id in shape.nodes}
     for index, edge in reader.edges:
         node = shape.nodes.get(edge.from_node)
         path: PathKey = ("edges", index)
@@ -385,20 +400,24 @@ def _doubtful_edges(reader: Reader, shape: Shape) -> Iterator[Finding]:
             yield path, a_warning("edge_from_exit", f"an exit ends the run; this edge from {node.id!r} is never taken")
         elif same in seen:
             yield path, a_warning("duplicate_edge", f"the same edge as edges[{seen[same]}]")
-        elif edge.condition is None and not shape.chosen_ways(node.id) and edge.to_node not in wrapped_by(node.config):
-            if node.id in unconditional:
-                message = f"a second unconditional edge from {node.id!r} is never taken"
-                yield path, a_warning("second_unconditional", message, hint="Use a fanout to go several ways at once.")
-            unconditional.setdefault(node.id, index)
+        elif edge.condition is not None or shape.chosen_ways(node.id) or edge.to_node in wrapped_by(node.config):
+            pass
+        elif edge is not taken[node.id]:
+            message = f"a second unconditional edge from {node.id!r} is never taken"
+            yield path, a_warning("second_unconditional", message, hint="Use a fanout to go several ways at once.")
         seen.setdefault(same, index)
     yield from _conditional_only(reader, shape)
+
+
+def _unconditional(shape: Shape, node_id: str) -> EdgeDefinition | None:
+    """The edge that is taken when no condition holds."""
+    return next((edge for edge in shape.edges_from(node_id) if edge.condition is None), None)
 
 
 def _conditional_only(reader: Reader, shape: Shape) -> Iterator[Finding]:
     for index, node in reader.nodes:
         edges = shape.edges_from(node.id)
-        chooses = node.type in (NodeType.EXIT, NodeType.GATE, NodeType.ROUTER) or shape.chosen_ways(node.id)
-        if node.id not in shape.visitable or chooses:
+        if node.id not in shape.visitable or node.type is NodeType.EXIT or shape.names_its_way(node.id):
             continue
         if not any(edge.condition is None for edge in edges):
             message = f"{node.id!r} has conditional edges only" if edges else f"{node.id!r} has no edge to go on by"

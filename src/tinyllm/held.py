@@ -9,6 +9,17 @@ from tinyllm.config import ExecutorConfig
 from tinyllm.message import Message
 
 
+class UnfitError(ValueError):
+    """A message that is none (any more), and so has no size."""
+
+
+def _size_bytes(message: Message) -> int:
+    try:
+        return len(message.to_json().encode())
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise UnfitError(type(error).__name__) from None
+
+
 class HeldMessages(Sequence[Message]):
     """Messages in order, oldest first. Nobody but its run can change it."""
 
@@ -24,10 +35,10 @@ class HeldMessages(Sequence[Message]):
         self.add(first)
 
     def add(self, message: Message) -> None:
-        """Hold one more."""
+        """Hold one more; raises UnfitError if its size counts and it has none."""
         self._messages.append(message)
         if self._sizes_bytes is not None:
-            size_bytes = len(message.to_json().encode())
+            size_bytes = _size_bytes(message)
             self._sizes_bytes.append(size_bytes)
             self._bytes += size_bytes
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from inspect import isawaitable
 from types import CoroutineType
 from typing import Any
 
 from tinyllm.eager import Raised, Started
+from tinyllm.errors import ErrorCode, NodeError
 from tinyllm.scopes import Scope, nanoseconds
 
 #: How often a task that swallows its cancellation is cancelled again at once, and then spread over its grace.
@@ -28,7 +30,12 @@ ABANDONED = Abandoned()
 async def called(call: Callable[..., Any], *arguments: Any) -> Any:
     """What a call gives that may be any awaitable, or none."""
     made = call(*arguments)
-    return await made if type(made) is CoroutineType else await _awaited(made)
+    if type(made) is CoroutineType:
+        return await made
+    if not isawaitable(made):
+        text = f"execute must be `async def`, or give something to await, not {type(made).__name__}"
+        raise NodeError(ErrorCode.VALIDATION_ERROR, text)
+    return await _awaited(made)
 
 
 async def _awaited(made: Any) -> Any:

@@ -258,13 +258,13 @@ class MessagePayload(_Value):
         for name, value in fields.items():
             if name not in values:
                 extra[_checked_key(name)] = value
-            elif name in _TEXT_FIELDS and value is not None and not (type(value) is str and value.isascii()):
-                if type(value) is not str:
-                    return None
-                checked_text(value)
-                values[name] = value
             else:
                 values[name] = value
+        for text in (values["task"], values["content"], values["route"]):
+            if text is not None and not (type(text) is str and text.isascii()):
+                if type(text) is not str:
+                    return None
+                checked_text(text)
         if values["error"] is not None or values["tool_result"] is not None:
             return None
         if values["confidence"] is not None or values["tool_call"] is not None or values["tool_calls"] is not None:
@@ -279,9 +279,6 @@ class MessagePayload(_Value):
     def fields(self) -> dict[str, Any]:
         """All fields and extra keys by name, unconverted."""
         return {**self.__dict__, **(self.__pydantic_extra__ or {})}
-
-
-_TEXT_FIELDS = frozenset({"task", "content", "route"})
 
 
 def _payload(values: dict[str, Any], extra: dict[str, Any]) -> MessagePayload:
@@ -408,6 +405,21 @@ def _message(
         _set_fields(message, fields)
         return message
     return Message(**fields)
+
+
+def unfit(message: Message) -> str | None:
+    """Why a message is none, or None if it is one: a node may have changed what lies inside it."""
+    fields = message.__dict__
+    payload: Any = fields.get("payload")
+    try:
+        if type(payload) is MessagePayload and fields.get("metadata") is _UNMEASURED:
+            # What the payload's own check is quick for; the rest of such a message was assembled.
+            payload = payload._replaced({})
+        if payload is None or payload is fields.get("payload"):
+            Message(**fields)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 #: Frozen and without mutable parts, so that all messages may share it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -32,6 +33,16 @@ def compiled(pattern: str) -> Any:
         reason = error.args[0]
         text = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
         raise PatternError(f"RE2 refuses the pattern: {text[:200]}") from None
+
+
+def found_in(expression: Any, text: str) -> Iterator[Any]:
+    """All matches, left to right, each once: the library gives some empty ones twice (`$`, `\\b`, `(?m)^`)."""
+    last: tuple[int, int] | None = None
+    for match in expression.finditer(text):
+        span = match.span()
+        if span != last:
+            yield match
+        last = span
 
 
 def group_of(pattern: str, group: int | str) -> int:

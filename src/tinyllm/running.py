@@ -16,9 +16,9 @@ from tinyllm import expressions
 from tinyllm.config import EdgeDefinition, ExitConfig
 from tinyllm.context import StepOutcome
 from tinyllm.errors import ErrorCode, ExpressionError
-from tinyllm.failures import clean
-from tinyllm.held import HeldMessages
-from tinyllm.message import ErrorInfo, Message, MessagePayload
+from tinyllm.failures import clean, spoiled_error
+from tinyllm.held import HeldMessages, UnfitError
+from tinyllm.message import ErrorInfo, Message, MessagePayload, unfit
 from tinyllm.nodes.base import BaseNode
 from tinyllm.policy import after_failure
 from tinyllm.scopes import DEADLINE, CutShort, Scope
@@ -120,13 +120,13 @@ class Run:
                         held.add(walk.message)
                         if held.bounded:
                             ending = self._over_bounds()
+                # What an exit puts out it has copied, and so checked.
+                if ending.status == "degraded" and (problem := unfit(ending.message)) is not None:
+                    ending = self._spoiled(problem)
             except CutShort as cut:
                 ending = self._cut_off(cut.scope, stepper)
-            except ValidationError as error:
-                # A node changed what it had received into something that no message may hold.
-                text = clean(f"the message at hand is none any more: {error}")
-                told = ErrorInfo(code=ErrorCode.VALIDATION_ERROR, message=text, node_id=self._walk.node_id)
-                ending = _Ending("failed", told, self._walk.message)
+            except (ValidationError, UnfitError) as error:
+                ending = self._spoiled(str(error))
         self._ended = True
         code = ending.error.code if ending.error else None
         self.trace.add(EventKind.RUN_ENDED, code=code, details={"status": ending.status})
@@ -141,6 +141,10 @@ class Run:
             total_latency_ms=self.trace.elapsed_ms(),
             trace=self.trace,
         )
+
+    def _spoiled(self, problem: str) -> _Ending:
+        """How a run ends in which a node changed what it had received into something that no message may hold."""
+        return _Ending("failed", spoiled_error(problem, self._walk.node_id), self._walk.message)
 
     def _cut_off(self, scope: Scope, stepper: Stepper) -> _Ending:
         """How a run ends whose own scope is over: nothing inside could outlive that."""

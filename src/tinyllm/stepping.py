@@ -19,7 +19,7 @@ from tinyllm.breaker import CircuitBreaker, Permit
 from tinyllm.context import ExecutionContext, StepOutcome
 from tinyllm.eager import EagerTasks, Raised, Started
 from tinyllm.errors import ErrorCode, NodeError
-from tinyllm.failures import clean, error_of, error_of_result, wrong_type
+from tinyllm.failures import clean, error_of, error_of_result, spoiled_error, wrong_type
 from tinyllm.inner import InnerSteps
 from tinyllm.leaf import ABANDONED, called, leaf_end
 from tinyllm.message import (
@@ -30,6 +30,7 @@ from tinyllm.message import (
     NodeResult,
     checked_json,
     child_owning,
+    unfit,
 )
 from tinyllm.models.base import ModelClient
 from tinyllm.nodes.base import BaseNode
@@ -96,7 +97,11 @@ class Stepper:
         if self.steps >= self._steps_max:
             self._end_run(STEPS_LIMIT, scope)
         breaker = self._breakers.get(node.id) if self._breakers else None
-        permit = None if breaker is None else self._admitted(breaker, node, path)
+        permit = None
+        if breaker is not None:
+            permit = self._admitted(breaker, node, path)
+            # What the breaker told may have a later time.
+            now = self.now()
         self.steps += 1
         if breaker is not None and permit is None:
             return self._refused(node, message, path)
@@ -208,7 +213,7 @@ class Stepper:
             text = f"{node.id!r} took {node.config.timeout_ms} ms"
             return StepOutcome(message, error=ErrorInfo(code=ErrorCode.TIMEOUT, message=text, node_id=node.id))
         if not isinstance(result, NodeResult) or result.success is not True:
-            return StepOutcome(message, error=_error_in(result, attempt.node.id))
+            return StepOutcome(message, error=_error_in(result, message, attempt.node.id))
         # A result that was built without validation may hold anything.
         outputs: Any = result.output_messages
         named: Any = result.next_nodes
@@ -424,10 +429,11 @@ def _what_it_is(output: Any) -> str:
     return f"a message that is {type(output).__name__}"
 
 
-def _error_in(result: Any, node_id: str) -> ErrorInfo:
+def _error_in(result: Any, message: Message, node_id: str) -> ErrorInfo:
     """The error of what an attempt gave that is no success."""
     if isinstance(result, Raised):
-        return error_of(result.error, node_id)
+        spoiled = unfit(message)
+        return error_of(result.error, node_id) if spoiled is None else spoiled_error(spoiled, node_id)
     if not isinstance(result, NodeResult):
         return wrong_type(node_id, f"{type(result).__name__}, not a NodeResult")
     return error_of_result(result, node_id)

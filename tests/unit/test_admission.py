@@ -15,7 +15,7 @@ from tests.support.runs import a_line, a_message, an_executor, code, run_clean
 from tinyllm.context import ExecutionContext
 from tinyllm.errors import OverloadedError, UsageError
 from tinyllm.executor import Executor
-from tinyllm.message import Message, NodeResult
+from tinyllm.message import Message, NodeResult, TaskPayload
 from tinyllm.nodes.base import passed_on, success
 from tinyllm.trace import EventKind, RunResult
 
@@ -164,6 +164,26 @@ def test_a_refused_run_has_started_nothing_and_its_id_is_free():
         return (await ask(executor, "again")).status
 
     assert "succeeded" == run_clean(main())
+
+
+def test_a_refused_run_takes_nothing_from_the_ids_and_the_chance_of_the_others():
+    def told(refusals: int) -> list[tuple[str, str]]:
+        executor = gated(1, 0)
+        ids = iter(range(100))
+        executor.ids = lambda: f"id{next(ids)}"
+
+        async def main() -> list[RunResult]:
+            first = ask(executor, "first")
+            await settle()
+            for _ in range(refusals):
+                with pytest.raises(OverloadedError):
+                    await executor.execute(TaskPayload(content="q"))
+            return [await first, await executor.execute(TaskPayload(content="q"))]
+
+        # Runs alike in all that the run itself draws: their seeds are in the first event.
+        return [(result.run_id, str(result.trace[0].details["seed"])) for result in run_clean(main())]
+
+    assert told(0) == told(3)
 
 
 def test_after_one_has_ended_there_is_room_for_one_more():

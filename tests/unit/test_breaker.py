@@ -570,3 +570,24 @@ def test_one_run_after_another_is_as_a_plain_model_says(drawn, threshold):
     executor = guarded(in_turn(*taken, says("unused")), breaker=breaker(threshold))
 
     assert expected == codes_of(executor, [wait_ms for _, wait_ms in drawn])
+
+
+def test_the_time_of_a_trace_never_goes_back_when_a_breaker_turns_half_open():
+    """On a clock that goes on with each look, as a real one does."""
+    executor = guarded(turning(M, M), breaker=breaker(2, 0.0))
+
+    async def main() -> list[RunResult]:
+        loop = asyncio.get_running_loop()
+        looks = iter(range(1_000_000))
+        moments = loop.time
+        loop.time = lambda: moments() + next(looks) * 1e-6  # type: ignore[method-assign]
+        try:
+            return [await run(executor) for _ in range(4)]
+        finally:
+            loop.time = moments  # type: ignore[method-assign]
+
+    results = run_clean(main())
+    times = [[event.at_ms for event in result.trace] for result in results]
+
+    assert any(count(result, EventKind.BREAKER_CHANGED) for result in results[2:])
+    assert [sorted(each) for each in times] == times

@@ -811,6 +811,18 @@ def test_an_executor_without_a_model_is_refused_for_a_graph_that_asks_one():
         Executor(graph)
 
 
+def test_a_gate_that_has_nothing_to_ask_needs_no_model():
+    gate = node("gate", mode="llm", default_target="end")
+
+    assert "succeeded" == go(Executor(a_graph({"g": gate}, [("start", "g")]))).status
+
+
+@pytest.mark.parametrize("given", [{"rng": 5}, {"clock": 5}, {"ids": "id"}], ids=str)
+def test_what_an_executor_draws_from_is_looked_at_when_it_is_built(given):
+    with pytest.raises(UsageError, match=next(iter(given)).replace("rng", "Random")):
+        Executor(a_graph({}, [("start", "end")]), **given)
+
+
 def test_an_executor_without_a_model_is_enough_for_a_graph_that_asks_none():
     assert "succeeded" == go(Executor(a_graph({}, [("start", "end")]))).status
 

@@ -523,6 +523,21 @@ WARNINGS: dict[str, tuple[str, list[Any]]] = {
         framed(model("m"), chain("start", "done") + "\n" + chain("start", "m", "done")),
         [("second_unconditional", "edges[1]", 10, 3)],
     ),
+    "a second unconditional edge, by priority": (
+        framed(
+            model("m"),
+            chain("start", "done") + "\n- {from_node: start, to_node: m, priority: 5}\n" + chain("m", "done"),
+        ),
+        [("second_unconditional", "edges[0]", 9, 3)],
+    ),
+    "a timeout around a router that goes on without a way": (
+        framed(
+            "- {id: t, type: timeout, config: {inner_node: r, on_timeout: skip}}\n"
+            "- {id: r, type: router, config: {routes: [{name: a, description: a, target: done}], default_route: a}}",
+            chain("start", "t"),
+        ),
+        [("conditional_only", "nodes[0]", 5, 3)],
+    ),
     "the same edge twice": (
         framed(edges=chain("start", "done") + "\n" + chain("start", "done")),
         [("duplicate_edge", "edges[1]", 10, 3)],

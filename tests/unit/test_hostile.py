@@ -159,6 +159,60 @@ def test_conditions_on_a_message_that_is_none_do_not_hold(payload: dict[str, Any
     assert "then" not in visited(result)
 
 
+def test_an_error_without_a_code_is_the_fault_of_its_node():
+    fields: dict[str, Any] = {"message": "x"}
+    error = ErrorInfo.model_construct(**fields)
+    result = run_of(returns(NodeResult.model_construct(success=False, error=error)))
+
+    assert ("VALIDATION_ERROR", "work") == (code(result), result.error and result.error.node_id)
+
+
+def spoils(value: Any) -> Any:
+    async def act(message: Message, context: Any) -> NodeResult:
+        message.payload.metadata["x"] = value
+        return success(message)
+
+    return act
+
+
+def a_cycle() -> dict[str, Any]:
+    cycle: dict[str, Any] = {}
+    cycle["itself"] = cycle
+    return cycle
+
+
+@pytest.mark.parametrize("config", [{}, {"max_message_bytes": 10_000}, {"max_messages": 9}], ids=str)
+@pytest.mark.parametrize("way", ["plain", "conditional", "last"])
+@pytest.mark.parametrize("value", [object(), a_cycle(), "\ud800", math.nan], ids=["object", "cycle", "text", "nan"])
+def test_a_message_that_a_node_has_made_none_fails_the_run(value, way, config):
+    edges: dict[str, list[tuple[str, ...]]] = {
+        "plain": [("start", "work"), ("work", "then"), ("then", "end")],
+        "conditional": [("start", "work"), ("work", "then", "metadata['y']"), ("work", "end"), ("then", "end")],
+        "last": [("start", "work"), ("work", "end"), ("then", "end")],
+    }
+    graph = a_graph({"work": PLAIN, "then": PLAIN}, edges[way])
+    result = go(an_executor(graph, {"work": spoils(value)}, **config))
+
+    assert ("failed", "VALIDATION_ERROR") == (result.status, code(result))
+    assert result.error is not None
+    assert not result.error.recoverable
+
+
+@pytest.mark.parametrize("policy", ["best_effort", "skip_failed", "fallback_simple"])
+def test_a_message_that_a_node_has_made_none_is_no_partial_success(policy):
+    graph = a_graph({"work": PLAIN, "then": PLAIN}, [("start", "work"), ("work", "then"), ("then", "end")])
+    acts = {"work": spoils(object()), "then": fails()}
+
+    assert "failed" == go(an_executor(graph, acts, failure_policy=policy)).status
+
+
+def test_a_content_that_is_no_text_is_no_result():
+    async def act(message: Message, context: Any) -> NodeResult:
+        return success(message.model_copy(update={"payload": message.payload.model_copy(update={"content": 42})}))
+
+    assert "VALIDATION_ERROR" == code(run_of(act))
+
+
 class Unreadable(dict[str, Any]):
     def keys(self) -> Any:
         raise RuntimeError("unreadable")

@@ -489,9 +489,37 @@ def test_an_answer_of_the_first_model_asks_no_other():
     assert ["a"] == model.asked
 
 
-@pytest.mark.parametrize("raised", [ModelError("d", recoverable=False), RuntimeError("odd"), TimeoutError("odd")])
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        *(ModelError("d", recoverable=False), RuntimeError("odd"), TimeoutError("odd"), Mute()),
+        *(asyncio.CancelledError("its own"), NodeError(ErrorCode.GATE_FAILED, "odd"), SystemExit(3)),
+    ],
+    ids=repr,
+)
 def test_any_failure_moves_on_to_the_next_model(raised):
     assert "from b" == alone(FALLBACKS, model=ScriptedModel({"a": raised, "b": "from b"})).output
+
+
+@pytest.mark.parametrize("raised", [Mute(), asyncio.CancelledError(), NodeError(ErrorCode.GATE_FAILED, "no")], ids=repr)
+def test_a_call_that_fails_in_any_way_is_a_model_error(raised):
+    with pytest.raises(NodeError) as caught:
+        alone(ModelConfig(model="a"), model=ScriptedModel({"a": raised}))
+
+    assert ErrorCode.MODEL_ERROR is caught.value.code
+
+
+def test_a_model_name_that_no_message_could_carry_is_a_failed_call():
+    class Named:
+        async def complete(self, request: ModelRequest) -> ModelResponse:
+            return ModelResponse(text="from b", model="\ud800" if request.model == "a" else request.model)
+
+    assert "from b" == alone(FALLBACKS, model=Named()).output
 
 
 def test_without_enable_fallback_only_the_model_is_asked():

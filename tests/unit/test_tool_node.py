@@ -254,6 +254,33 @@ def test_continue_on_error_passes_every_failure_on_as_a_failed_result(recorder, 
     assert payload.error is None
 
 
+class Unbuilt(NodeError):
+    def __init__(self) -> None:
+        Exception.__init__(self, "hey")
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (asyncio.CancelledError("its own"), "its own"),
+        (NodeError(ErrorCode.TOOL_ERROR, "bad \ud800"), "bad ?"),
+        (Unbuilt(), "hey"),
+    ],
+    ids=["cancelled", "surrogate", "unbuilt"],
+)
+def test_continue_on_error_passes_on_whatever_a_tool_raises(raised, told):
+    result = called(Recorder(raised), continue_on_error=True)
+
+    assert "succeeded" == result.status
+    failed = result.message.payload.tool_result
+    assert failed is not None
+    assert (False, True) == (failed.success, told in str(failed.error))
+
+
+def test_a_tool_that_cancels_itself_has_failed():
+    assert "TOOL_ERROR" == code(called(Recorder(asyncio.CancelledError())))
+
+
 def test_continue_on_error_is_a_success_of_the_step_and_degrades_nothing():
     result = called(Recorder(ValueError("broken")), continue_on_error=True)
 

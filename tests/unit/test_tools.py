@@ -484,7 +484,7 @@ def test_a_node_error_passes_through_unchanged(error):
     assert error is failure(fail_here)
 
 
-def test_a_cancelled_error_passes_through():
+def test_a_cancellation_that_nobody_asked_for_is_the_tool_s_failure():
     def fail() -> int:
         raise asyncio.CancelledError("mine")
 
@@ -492,8 +492,9 @@ def test_a_cancelled_error_passes_through():
         raise asyncio.CancelledError("mine")
 
     for function in (fail, fail_here):
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(NodeError, match="mine") as caught:
             call(function)
+        assert ErrorCode.TOOL_ERROR is caught.value.code
 
 
 def test_cancelling_the_caller_stops_an_async_tool():

@@ -12,6 +12,8 @@ from tinyllm.errors import ErrorCode, ModelError, NodeError, TemplateError
 from tinyllm.message import Message, checked_text
 from tinyllm.models.base import ModelRequest, ModelResponse
 from tinyllm.templates import render
+from tinyllm.tools.base import is_being_cancelled
+from tinyllm.tools.failures import text_of
 
 
 async def ask(request: ModelRequest, context: ExecutionContext, *, limit_ms: int | None = None) -> ModelResponse:
@@ -27,11 +29,15 @@ async def ask(request: ModelRequest, context: ExecutionContext, *, limit_ms: int
         raise NodeError(ErrorCode.TIMEOUT, f"the time was up before {request.model} could be asked")
     try:
         answer: Any = await _within(limit_ms, context.model.complete(request))
-    except (NodeError, asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+    except (KeyboardInterrupt, GeneratorExit):
         raise
+    except NodeError as error:
+        raise _of_client(error) from error
     except BaseException as error:
-        # SystemExit too is only this client's failure.
-        raise ModelError(f"{request.model}: {type(error).__name__}: {error}") from error
+        if isinstance(error, asyncio.CancelledError) and is_being_cancelled():
+            raise
+        # SystemExit, and a cancellation that nobody asked of us, are only this client's failure too.
+        raise ModelError(f"{request.model}: {type(error).__name__}: {text_of(error)}") from error
     if answer is _LATE:
         raise NodeError(ErrorCode.TIMEOUT, f"{request.model} gave no answer within {limit_ms} ms")
     response = _checked(answer, request.model)
@@ -39,22 +45,28 @@ async def ask(request: ModelRequest, context: ExecutionContext, *, limit_ms: int
     return response
 
 
+def _of_client(error: NodeError) -> NodeError:
+    """A client's error as one of a call that failed: `TIMEOUT`, or `MODEL_ERROR` whatever code it gave itself."""
+    if getattr(error, "code", None) in (ErrorCode.MODEL_ERROR, ErrorCode.TIMEOUT):
+        return error
+    return ModelError(text_of(error), recoverable=getattr(error, "recoverable", False) is True)
+
+
 def _checked(answer: Any, model: str) -> ModelResponse:
     """A client's answer, or ModelError for what is none: clients are not ours."""
     if not isinstance(answer, ModelResponse):
         raise ModelError(f"{model}: the client gave {type(answer).__name__}, not a ModelResponse")
-    given: Any = answer.text
-    if not isinstance(given, str):
-        raise ModelError(f"{model}: the client gave {type(given).__name__} as text")
-    try:
-        checked_text(given)
-    except ValueError as error:
-        raise ModelError(f"{model}: the client gave a text with a {error}") from None
+    for what, given in (("text", answer.text), ("model", answer.model)):
+        text: Any = given
+        if not isinstance(text, str):
+            raise ModelError(f"{model}: the client gave {type(text).__name__} as {what}")
+        try:
+            checked_text(text)
+        except ValueError as error:
+            raise ModelError(f"{model}: the client gave a {what} with a {error}") from None
     for count in (answer.tokens_in, answer.tokens_out):
         if type(count) is not int or not 0 <= count < 2**63:
             raise ModelError(f"{model}: the client counted no number of tokens that could be")
-    if not isinstance(answer.model, str):
-        raise ModelError(f"{model}: the client named {type(answer.model).__name__} as its model")
     return answer
 
 

@@ -8,6 +8,7 @@ from tinyllm import expressions
 from tinyllm.config import ToolConfig
 from tinyllm.context import ExecutionContext
 from tinyllm.errors import NodeError
+from tinyllm.failures import error_of
 from tinyllm.message import Message, NodeResult, ToolResult
 from tinyllm.nodes.base import BaseNode, passed_on, success
 from tinyllm.texts import as_text, at_path
@@ -30,7 +31,8 @@ class ToolNode(BaseNode):
         except NodeError as error:
             if not config.continue_on_error:
                 raise
-            failed = self._result(config, context, success=False, error=error.message)
+            # Its text as the step's error would have it, since the tool's author may have built it in any way.
+            failed = self._result(config, context, success=False, error=error_of(error, self.id).message)
             return success(passed_on(message, context, tool_result=failed), tool=config.tool_id)
         fields: dict[str, Any] = {"structured": output} if isinstance(output, dict) else {}
         fields["tool_result"] = self._result(config, context, success=True, output=output)

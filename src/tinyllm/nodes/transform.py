@@ -27,7 +27,7 @@ from tinyllm.errors import ErrorCode, NodeError, TemplateError
 from tinyllm.message import Message, NodeResult
 from tinyllm.nodes.asking import default_prompt
 from tinyllm.nodes.base import BaseNode, passed_on, success
-from tinyllm.patterns import compiled, group_of
+from tinyllm.patterns import compiled, found_in, group_of
 from tinyllm.templates import render
 from tinyllm.texts import as_text, at_path, parsed
 
@@ -146,7 +146,7 @@ def _replaced(text: str, params: ReplaceParams) -> str:
     _require_searchable(text)
     pieces: list[str] = []
     size, end = 0, 0
-    for number, match in enumerate(compiled(params.pattern).finditer(text)):
+    for number, match in enumerate(found_in(compiled(params.pattern), text)):
         if number == MATCHES_MAX:
             raise ValueError(f"more than {MATCHES_MAX} matches")
         pieces += [text[end : match.start()], _expanded(params.replacement, match)]

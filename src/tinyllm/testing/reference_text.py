@@ -284,10 +284,13 @@ def _part(parts: list[str], index: int | None) -> str:
 
 
 def _replaced(text: str, pattern: str, replacement: str) -> str:
-    pieces, end = [], 0
-    for number, found in enumerate(_compiled(pattern).finditer(_searchable(text)), 1):
-        if number > MATCHES_MAX:
-            raise TextError("too many matches")
+    pieces: list[str] = []
+    end = 0
+    # By where they stand, since RE2's bindings tell some empty matches twice.
+    matches = {found.span(): found for found in _compiled(pattern).finditer(_searchable(text))}
+    if len(matches) > MATCHES_MAX:
+        raise TextError("too many matches")
+    for found in matches.values():
         pieces += [text[end : found.start()], _expanded(replacement, found)]
         end = found.end()
     return "".join([*pieces, text[end:]])

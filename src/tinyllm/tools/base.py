@@ -108,9 +108,9 @@ class Tool:
 
         Raises:
             NodeError: `VALIDATION_ERROR` for arguments or an output that do not fit their schema or are no
-                JSON; `TOOL_ERROR` for whatever the function raises, SystemExit too. A NodeError of the
-                function's own passes through as it is, and so do CancelledError and, from an async function,
-                KeyboardInterrupt.
+                JSON; `TOOL_ERROR` for whatever the function raises, SystemExit too, and a CancelledError that
+                nobody asked of the caller. A NodeError of the function's own passes through as it is, and so
+                does, from an async function, KeyboardInterrupt.
         """
         args, kwargs = self._unpacked(arguments, ToolContext() if context is None else context)
         return self._packed(await self._run(args, kwargs))
@@ -148,8 +148,12 @@ class Tool:
                 raise raised(self.id, error) from error
             # A wrapper around an async function is no async function itself.
             return await result if inspect.isawaitable(result) else result
-        except (asyncio.CancelledError, NodeError, KeyboardInterrupt):
+        except (NodeError, KeyboardInterrupt):
             raise
+        except asyncio.CancelledError as error:
+            if is_being_cancelled():
+                raise
+            raise raised(self.id, error) from error
         except GeneratorExit as error:
             if _current_task() is not caller:
                 raise  # not the function's: somebody closes this coroutine while it waits
@@ -166,6 +170,12 @@ class Tool:
         if self._output is not None and (problems := self._output.problems(output)):
             raise misfit(self.id, wrong, problems)
         return output
+
+
+def is_being_cancelled() -> bool:
+    """Whether somebody has asked the task that runs to stop, so that a CancelledError is meant for it."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _outcome(

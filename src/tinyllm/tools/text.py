@@ -16,6 +16,7 @@ import re2
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from tinyllm.patterns import found_in
 from tinyllm.tools.base import Tool
 from tinyllm.tools.decorator import tool
 from tinyllm.tools.failures import refusal, text_of
@@ -71,7 +72,7 @@ def _compiled(pattern: str, flags: list[str]) -> Any:
 
 
 def _matches(compiled: Any, text: str) -> Iterator[Any]:
-    for number, match in enumerate(compiled.finditer(text)):
+    for number, match in enumerate(found_in(compiled, text)):
         if number == MATCHES_MAX:
             raise refusal(f"more than {MATCHES_MAX} matches")
         yield match
