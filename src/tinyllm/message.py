@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache, partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainValidator
@@ -225,16 +226,7 @@ class MessagePayload(_Value):
     def copied(self) -> MessagePayload:
         """A copy that shares no mutable state with this one."""
         values = self.__dict__.copy()
-        if (
-            values["metadata"]
-            or values["structured"] is not None
-            or values["error"] is not None
-            or values["tool_result"] is not None
-            or values["confidence"] is not None
-            or values["tool_call"] is not None
-            or values["tool_calls"] is not None
-            or self.__pydantic_extra__
-        ):
+        if values["metadata"] or _seldom_set(values) != _NONE_SET or self.__pydantic_extra__:
             return self.replace()
         values["metadata"] = {}
         copy = _new(MessagePayload)
@@ -279,6 +271,10 @@ class MessagePayload(_Value):
     def fields(self) -> dict[str, Any]:
         """All fields and extra keys by name, unconverted."""
         return {**self.__dict__, **(self.__pydantic_extra__ or {})}
+
+
+_seldom_set = itemgetter("structured", "error", "tool_result", "confidence", "tool_call", "tool_calls")
+_NONE_SET = (None,) * 6
 
 
 def _payload(values: dict[str, Any], extra: dict[str, Any]) -> MessagePayload:
@@ -378,33 +374,36 @@ def _message(
     metadata: MessageMetadata | None,
 ) -> Message:
     """A message of a trace and with a payload that are checked already; the rest is checked here."""
-    new = new_id() if message_id is None else message_id
-    moment = utc_now() if created_at is None else created_at
+    sound = (
+        type(source_node) is str
+        and source_node.isascii()
+        and (target_node is None or (type(target_node) is str and target_node.isascii()))
+        and type(payload) is MessagePayload
+    )
+    if message_id is None:
+        message_id = new_id()
+    else:
+        sound = sound and type(message_id) is str and message_id.isascii()
+    if created_at is None:
+        created_at = utc_now()
+    else:
+        # Any other time zone would have to become UTC, and no time zone is an error.
+        sound = sound and type(created_at) is datetime and created_at.tzinfo is UTC
     fields: dict[str, Any] = {
-        "message_id": new,
+        "message_id": message_id,
         "trace_id": trace_id,
         "parent_id": parent_id,
         "source_node": source_node,
         "target_node": target_node,
         "payload": payload,
         "metadata": _UNMEASURED if metadata is None else metadata,
-        "created_at": moment,
+        "created_at": created_at,
     }
-    if (
-        type(new) is str
-        and new.isascii()
-        and type(source_node) is str
-        and source_node.isascii()
-        and (target_node is None or (type(target_node) is str and target_node.isascii()))
-        and type(payload) is MessagePayload
-        and type(moment) is datetime
-        # Any other time zone would have to become UTC, and no time zone is an error.
-        and moment.tzinfo is UTC
-    ):
-        message = _new(Message)
-        _set_fields(message, fields)
-        return message
-    return Message(**fields)
+    if not sound:
+        return Message(**fields)
+    message = _new(Message)
+    _set_fields(message, fields)
+    return message
 
 
 def unfit(message: Message) -> str | None:

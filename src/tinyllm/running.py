@@ -167,8 +167,15 @@ class Run:
         """Where a visit leads; an ending when it leads nowhere."""
         if outcome.error is not None:
             return self._after_failure(node, outcome.error)
-        self._walk.message = outcome.message
+        walk = self._walk
+        walk.message = outcome.message
         self._variables = outcome.variables
+        conditional, to = self._executor.edges[node.id]
+        if to is not None and not conditional and not outcome.next_nodes:
+            # What most visits lead to, without the calls that all the others take.
+            self.trace.way_chosen(node.id, walk.visit, to, "unconditional")
+            walk.node_id = to
+            return None
         if node.is_exit:
             return self._at_exit(node.config_as(ExitConfig))
         return self._go_on(node, outcome.next_nodes)

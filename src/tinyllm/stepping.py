@@ -212,11 +212,11 @@ class Stepper:
             node = attempt.node
             text = f"{node.id!r} took {node.config.timeout_ms} ms"
             return StepOutcome(message, error=ErrorInfo(code=ErrorCode.TIMEOUT, message=text, node_id=node.id))
-        if not isinstance(result, NodeResult) or result.success is not True:
-            return StepOutcome(message, error=_error_in(result, message, attempt.node.id))
         # A result that was built without validation may hold anything.
-        outputs: Any = result.output_messages
-        named: Any = result.next_nodes
+        given = result.__dict__ if isinstance(result, NodeResult) else {}
+        if given.get("success") is not True:
+            return StepOutcome(message, error=_error_in(result, message, attempt.node.id))
+        outputs, named = given.get("output_messages"), given.get("next_nodes")
         if type(outputs) is not list or type(named) is not list or (named and type(named[0]) is not str):
             text = f"messages ({type(outputs).__name__}) or next nodes ({type(named).__name__}) of the wrong type"
             return StepOutcome(message, error=wrong_type(attempt.node.id, text))
