@@ -33,7 +33,7 @@ help:  ## list the targets
 	@echo "make ends with 2 whenever a command fails; check and test print the command's own exit code."
 
 check: .venv/main.stamp  ## hunt for faults in GRAPH=file, options in ARGS="--max-examples 50"
-	@$(BIN)/tinyllm check $(GRAPH) $(ARGS) || \
+	@$(BIN)/tinyllm check "$(GRAPH)" $(ARGS) || \
 		{ code=$$?; echo "tinyllm check: exit code $$code (make turns it into 2)" >&2; exit $$code; }
 
 test: .venv/test.stamp  ## all tests, profile ci; options in PYTEST_ARGS="-n 2 -x"; COV=1 measures coverage

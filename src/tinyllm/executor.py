@@ -81,7 +81,7 @@ class Executor:
         self._admission = Admission(self.config)
         self._runs: dict[str, Run] = {}
         if model is None and (asking := [node.id for node in graph.definition.nodes if _asks(node)]):
-            raise UsageError(f"{', '.join(asking)} ask a model: hand one in, as in Executor(graph, model=...)")
+            raise UsageError(f"a model is asked by {', '.join(asking)}: hand one in, as in Executor(graph, model=...)")
         for node in graph.definition.nodes:
             if isinstance(node.config, ToolConfig):
                 self._require_tool(node.id, node.config.tool_id)
@@ -235,7 +235,7 @@ class Executor:
         try:
             self.tools.get(tool_id)
         except UsageError as error:
-            raise UsageError(f"{node_id!r}: {error}; hand it in, as in Executor(graph, tools=...)") from None
+            raise UsageError(f"{node_id!r}: {error} (others are handed in, as in Executor(graph, tools=...))") from None
 
 
 def _kind(value: object) -> str:

@@ -16,9 +16,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from tinyllm.cli.interrupts import Stop, on_ctrl_c
+from tinyllm.cli.replies import UnwritableError
+from tinyllm.config.promises import Promises
 from tinyllm.errors import GraphConfigError, Problem, TinyLLMError, UsageError
 from tinyllm.graph import Graph, load_graph
-from tinyllm.testing.promises import Promises, promises_of
+from tinyllm.testing.promises import promises_of
 from tinyllm.testing.script import hosts_of
 from tinyllm_fuzz import story as stories
 from tinyllm_fuzz.hunt import Figures, Hunt, hunt
@@ -52,7 +55,9 @@ def check(graph: Path, profile: ProfileName, max_examples: int | None, seed: int
     harness itself failed, or a check could not say.
     """
     reply = _Reply(style)
-    code = _guarded(reply, lambda: _checked(reply, graph, profile, max_examples, seed))
+    stop = Stop()
+    with on_ctrl_c(stop.ask, "stopped"):
+        code = _guarded(reply, lambda: _checked(reply, stop, graph, profile, max_examples, seed))
     sys.exit(code)
 
 
@@ -76,6 +81,8 @@ def _guarded(reply: _Reply, work: Callable[[], int]) -> int:
         reason = str(error)
         told(lambda: reply.failed(reason))
         return BROKEN
+    except UnwritableError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever breaks the harness must end in its exit code
         click.echo(traceback.format_exc(), err=True)
         reason = f"{type(error).__name__}: {error}"
@@ -83,7 +90,9 @@ def _guarded(reply: _Reply, work: Callable[[], int]) -> int:
         return BROKEN
 
 
-def _checked(reply: _Reply, path: Path, profile: ProfileName, max_examples: int | None, seed: int | None) -> int:
+def _checked(
+    reply: _Reply, stop: Stop, path: Path, profile: ProfileName, max_examples: int | None, seed: int | None
+) -> int:
     graph = load_graph(path)
     promises = promises_of(graph)
     reply.warnings(graph)
@@ -99,6 +108,7 @@ def _checked(reply: _Reply, path: Path, profile: ProfileName, max_examples: int 
             max_examples=most,
             progress=progress,
             shrinking=progress.shrinking,
+            before_each=stop.obey,
         )
         elapsed_s = progress.elapsed_s()
     summary = _summary(graph, promises, result, seed, elapsed_s)

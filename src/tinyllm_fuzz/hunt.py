@@ -10,11 +10,12 @@ from functools import cache
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import HypothesisException
 
+from tinyllm.config.promises import Promises
 from tinyllm.errors import TinyLLMError
 from tinyllm.graph import Graph
 from tinyllm.testing.checks import ENGINE_CHECKS, Check, Verdict, deterministic, judge
 from tinyllm.testing.history import History
-from tinyllm.testing.promises import Promises, graph_checks, tolerance_judged
+from tinyllm.testing.promises import graph_checks, tolerance_judged
 from tinyllm.testing.scenario import Scenario, play, simplest
 from tinyllm.testing.script import hosts_of
 from tinyllm_strategies.profiles import ProfileName, profile_settings
@@ -108,8 +109,11 @@ def hunt(
     max_examples: int | None = None,
     progress: Callable[[Figures], None] = lambda figures: None,
     shrinking: Callable[[], None] = lambda: None,
+    before_each: Callable[[], None] = lambda: None,
 ) -> Hunt:
     """Look for a life of `graph` that breaks a rule, and for the simplest one like it.
+
+    Before each life that is lived it calls `before_each`, which may end the hunt by raising KeyboardInterrupt.
 
     Raises HarnessError when a check says `unknown`, when one scenario does not always live the same life,
     or when Hypothesis gives up.
@@ -119,6 +123,7 @@ def hunt(
     broken: list[_Broken] = []
 
     def life(scenario: Scenario) -> None:
+        before_each()
         history = play(scenario, graph)
         if not broken:
             figures.count(history)
@@ -149,7 +154,7 @@ def hunt(
     try:
         seed(seed_number)(chosen(given(strategy)(life)))()
     except _Broken as error:
-        return Hunt(_simplest(error, graph, checks), figures, tuple(checks))
+        return Hunt(_simplest(error, graph, checks, before_each), figures, tuple(checks))
     except HypothesisException as error:
         raise HarnessError(f"Hypothesis gave up: {type(error).__name__}: {error}") from error
     if promises.tolerates_failures and hosts_of(graph) and not figures.tolerance_judged:
@@ -183,12 +188,15 @@ def _require_same(history: History, again: History) -> None:
         raise HarnessError(_reason(verdict))
 
 
-def _simplest(error: _Broken, graph: Graph, checks: Mapping[str, Check]) -> Finding:
+def _simplest(
+    error: _Broken, graph: Graph, checks: Mapping[str, Check], before_each: Callable[[], None]
+) -> Finding:
     """What Hypothesis shrank, made simpler where it left something over, and lived twice."""
     name = error.verdict.check
     check = {name: checks[name]}
 
     def still_fails(scenario: Scenario) -> bool:
+        before_each()
         return judge(play(scenario, graph), check)[0].verdict == "bad"
 
     scenario = simplest(error.scenario, still_fails)

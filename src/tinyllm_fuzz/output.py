@@ -6,11 +6,19 @@ import os
 import sys
 from collections.abc import Callable
 
+from tinyllm.cli.replies import UnwritableError
+
 
 def told(say: Callable[[], None]) -> None:
-    """Call `say`, which prints; if nobody reads any more, drop what it and Python's own exit would still print."""
+    """Call `say`, which prints; if nobody reads any more, drop what it and Python's own exit would still print.
+
+    Raises UnwritableError where the output cannot be written.
+    """
     try:
         say()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise UnwritableError(error.errno, error.strerror) from error

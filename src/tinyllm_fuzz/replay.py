@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from tinyllm.cli.interrupts import Stop, on_ctrl_c
+from tinyllm.cli.replies import UnwritableError
 from tinyllm.errors import GraphConfigError, TinyLLMError
 from tinyllm.graph import build_graph
 from tinyllm.testing.checks import ENGINE_CHECKS, judge
@@ -29,8 +31,10 @@ def replay(file: Path) -> None:
     file is no story. 3: it breaks in another way than it did, so something changed since it was told, or
     the harness itself failed.
     """
+    stop = Stop()
     try:
-        code = _replayed(file)
+        with on_ctrl_c(stop.ask, "stopped"):
+            code = _replayed(file, stop)
     except stories.StoryError as error:
         click.echo(str(error), err=True)
         code = REFUSED
@@ -43,6 +47,8 @@ def replay(file: Path) -> None:
     except TinyLLMError as error:
         click.echo(f"{file}: {error}", err=True)
         code = DIFFERENT
+    except UnwritableError:
+        raise
     except Exception as error:  # noqa: BLE001 - Python's own exit code, 1, would say that the story was seen again
         click.echo(traceback.format_exc(), err=True)
         click.echo(f"{file}: nothing is known about the story: {type(error).__name__}: {error}", err=True)
@@ -50,7 +56,7 @@ def replay(file: Path) -> None:
     sys.exit(code)
 
 
-def _replayed(file: Path) -> int:
+def _replayed(file: Path, stop: Stop) -> int:
     story = stories.load(file)
     definition = story["graph"].get("definition") if isinstance(story["graph"], dict) else None
     if not isinstance(definition, dict):
@@ -61,6 +67,7 @@ def _replayed(file: Path) -> int:
     if not isinstance(story["check"], str) or story["check"] not in checks:
         raise stories.StoryError(f"{file}: there is no check {story['check']!r}; there are {', '.join(checks)}")
     history = play(scenario, graph)
+    stop.obey()
     verdict = judge(history, {story["check"]: checks[story["check"]]})[0]
     if verdict.verdict == "ok":
         click.echo(f"{story['check']} holds now: this story does not happen any more")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +18,7 @@ from click.testing import CliRunner, Result
 from tests.support.graphs_text import framed
 from tinyllm.cli import main as cli_main
 from tinyllm.cli.main import cli
+from tinyllm.testing import scenario
 from tinyllm.testing.checks import Breach
 from tinyllm.testing.history import History
 from tinyllm_fuzz import check as check_command
@@ -632,4 +637,63 @@ def test_a_command_whose_packages_are_missing_says_what_to_install(monkeypatch):
 
     assert 2 == result.exit_code
     assert "hypothesis is not installed" in result.stderr
-    assert "pip install 'tinyllm[testing]'" in result.stderr
+    assert "pip install -e '.[testing]'" in result.stderr
+
+
+# --- Ctrl-C, full disks, closed streams ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format_", ["text", "json"])
+def test_ctrl_c_in_the_middle_of_a_life_ends_the_hunt_before_the_next(monkeypatch, format_):
+    """Raised there, it would be taken for the outcome of whatever ran then, or be swallowed."""
+    lives: list[None] = []
+
+    def pressed(*arguments: Any) -> History:
+        lives.append(None)
+        if len(lives) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return scenario.play(*arguments)
+
+    monkeypatch.setattr(hunting, "play", pressed)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        result = check(SOUND, "--format", format_)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    assert (130, "", "stopped\n") == (result.exit_code, result.stdout, result.stderr)
+    # The first is lived twice.
+    assert 2 >= len(lives)
+
+
+def test_ctrl_c_while_a_command_is_loaded_is_no_finding(monkeypatch, capsys):
+    def load() -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_main, "entry_points", lambda group: [SimpleNamespace(name="check", load=load)])
+    monkeypatch.setattr(sys, "argv", ["tinyllm", "check", "graph.yaml"])
+
+    with pytest.raises(SystemExit) as ended:
+        cli_main.main()
+
+    assert 130 == ended.value.code
+    assert "stopped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["validate graph.yaml", "check graph.yaml --max-examples 3", "nodes", "--help"])
+def test_an_output_that_cannot_be_written_is_told_in_one_line(command):
+    Path("graph.yaml").write_text(SOUND, encoding="utf-8")
+    full, closed = (
+        subprocess.run(
+            ["sh", "-c", f"'{sys.executable}' -P -c 'from tinyllm.cli.main import main; main()' {command} {where}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for where in (">/dev/full", ">&-")
+    )
+
+    assert (3, 0) == (full.returncode, closed.returncode)
+    # A hunt that takes long says how far it is.
+    assert full.stderr.endswith("tinyllm: cannot write: [Errno 28] No space left on device\n")
+    assert "Traceback" not in full.stderr + closed.stderr

@@ -119,8 +119,17 @@ def test_without_the_extra_it_says_how_to_install_it(style, monkeypatch):
     result = draw(a_file(), "--format", style)
 
     assert 2 == result.exit_code
-    assert "pip install 'tinyllm[draw]'" in result.stderr
+    assert "pip install -e '.[draw]'" in result.stderr
     assert 0 == draw("graph.yaml", "--format", "mermaid").exit_code
+
+
+@pytest.mark.parametrize("name", ["x.pdf", "x.JPG", "x.html"])
+def test_a_kind_of_picture_that_cannot_be_drawn_is_refused(name):
+    result = draw(a_file(), "-o", name)
+
+    assert 2 == result.exit_code
+    assert name in result.stderr
+    assert not Path(name).exists()
 
 
 def test_a_refused_graph_exits_2_with_its_problems():

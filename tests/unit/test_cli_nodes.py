@@ -13,6 +13,7 @@ from pydantic import Field
 from tinyllm.cli.main import cli
 from tinyllm.config import CONFIGS, NodeConfig, add_custom_config, kinds, remove_custom_config
 from tinyllm.config.transform import PARAMS
+from tinyllm.tools import default_tools
 
 pytestmark = pytest.mark.unit
 
@@ -173,3 +174,11 @@ def test_a_hostile_type_name_is_told_shortly():
     assert 2 == result.exit_code
     assert "\x1b" not in result.stderr
     assert len(result.stderr) < 500
+
+
+def test_the_tool_type_lists_the_built_in_tools_with_their_parameters():
+    result = nodes("tool")
+
+    assert 0 == result.exit_code
+    assert all(tool.id in result.stdout for tool in default_tools())
+    assert "text_split(text, [separator], [regex], [max_splits], [keep_empty])" in result.stdout

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from tests.support.graphs_text import framed
 from tests.support.model_server import model_server
 from tinyllm.cli import run as run_command
+from tinyllm.cli.interrupts import on_ctrl_c
 from tinyllm.cli.main import cli
 from tinyllm.config import FailurePolicy
 
@@ -372,8 +373,8 @@ def test_ctrl_c_cancels_the_run_and_its_result_is_printed(style):
 def test_a_second_ctrl_c_does_not_wait_and_prints_no_traceback():
     script = (
         "import os, signal\n"
-        "from tinyllm.cli.run import _cancelled_by_ctrl_c\n"
-        "with _cancelled_by_ctrl_c(lambda: print('cancelling', flush=True)):\n"
+        "from tinyllm.cli.interrupts import on_ctrl_c\n"
+        "with on_ctrl_c(lambda: print('cancelling', flush=True), 'no longer'):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "print('not reached')\n"
@@ -382,13 +383,13 @@ def test_a_second_ctrl_c_does_not_wait_and_prints_no_traceback():
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=False)
 
     assert (130, "cancelling\n") == (done.returncode, done.stdout)
-    assert "Traceback" not in done.stderr
+    assert "no longer\n" == done.stderr
 
 
 def test_after_a_cancelled_run_ctrl_c_cannot_spoil_its_result():
     before = signal.getsignal(signal.SIGINT)
     try:
-        with run_command._cancelled_by_ctrl_c(lambda: None):
+        with on_ctrl_c(lambda: None, "no longer"):
             signal.raise_signal(signal.SIGINT)
         assert signal.SIG_IGN == signal.getsignal(signal.SIGINT)
     finally:

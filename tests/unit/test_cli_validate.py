@@ -25,6 +25,7 @@ WRONG = framed(
     "- {id: ask, type: model, config: {timeout_ms: -1}}\n- {id: also, type: model, config: {stream: true}}",
     edges="- {from_node: start, to_node: dome}",
 )
+THROUGH_T = "- {from_node: start, to_node: t}\n- {from_node: t, to_node: done}"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
@@ -195,3 +196,39 @@ def test_a_file_name_that_is_no_text_can_be_told():
 
 def test_without_a_file_it_exits_2():
     assert 2 == validate().exit_code
+
+
+def test_promises_that_make_no_sense_are_refused_with_their_places():
+    wrong = framed(more="metadata: {promises: {tolerate_failures: 1, never: [TIMOUT]}}\n")
+    result = validate(written(wrong))
+
+    assert 2 == result.exit_code
+    assert "metadata.promises.tolerate_failures [promise]" in result.stdout
+    assert "metadata.promises.never[0] [promise]" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("config", "code", "told"),
+    [
+        ("{tool_id: calculater}", "unknown_tool", "Did you mean calculator?"),
+        ("{tool_id: my.own}", "unknown_tool", "An executor has to be given it."),
+        ("{tool_id: calculator, input_mapping: {expresion: content}}", "tool_arguments", "takes no 'expresion'"),
+        ("{tool_id: text_join, input_mapping: {separator: content}}", "tool_arguments", "needs 'parts'"),
+    ],
+)
+def test_tools_that_are_not_built_in_and_arguments_that_never_fit_are_doubtful(config, code, told):
+    text = framed(f"- {{id: t, type: tool, config: {config}}}", THROUGH_T)
+    result = validate(written(text))
+
+    assert 0 == result.exit_code
+    assert f"[{code}]" in result.stdout
+    assert told in result.stdout
+
+
+@pytest.mark.parametrize(
+    "config", ["{tool_id: calculator}", "{tool_id: text_case, input_mapping: {text: content, operation: route}}"]
+)
+def test_built_in_tools_with_their_arguments_are_beyond_doubt(config):
+    text = framed(f"- {{id: t, type: tool, config: {config}}}", THROUGH_T)
+
+    assert "no warnings" in validate(written(text)).stdout

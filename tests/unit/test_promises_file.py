@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 
 from tests.support.graphs_text import Place, framed, place
+from tinyllm.config.promises import Promises
 from tinyllm.errors import ErrorCode, GraphConfigError
 from tinyllm.graph import build_graph, parse_graph
-from tinyllm.testing.promises import Promises, promises_of
+from tinyllm.testing.promises import promises_of
 from tinyllm_strategies.messages import json_values
 
 pytestmark = pytest.mark.unit

@@ -13,9 +13,10 @@ from tinyllm.cli.replies import FINE, graph_of, guarded, note, refuse, say_bytes
 if TYPE_CHECKING:
     from tinyllm.cli.drawing import Picture
 
-INSTALL_HINT = "needs the extra `draw`: pip install 'tinyllm[draw]' (--format mermaid needs nothing)"
-#: Formats by how a file's name ends.
+INSTALL_HINT = "needs the extra `draw`: pip install -e '.[draw]' in a checkout (--format mermaid needs nothing)"
+#: Formats by how a file's name ends; any other ending that names a kind of picture is one that we cannot make.
 ENDINGS = {".svg": "svg", ".png": "png"}
+PICTURES = (".pdf", ".jpg", ".jpeg", ".gif", ".webp", ".dot", ".html", ".eps", ".ps", ".bmp", ".tif", ".tiff")
 
 
 @click.command()
@@ -39,6 +40,8 @@ def draw(file: str, style: str | None, out: Path | None) -> None:
 
 
 def _style_of(out: Path | None) -> str:
+    if out is not None and out.suffix.lower() in PICTURES:
+        refuse(f"{out}: only .svg and .png can be drawn, and Mermaid's text under any other name")
     return ENDINGS.get(out.suffix.lower(), "mermaid") if out else "mermaid"
 
 

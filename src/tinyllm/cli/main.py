@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points, version
 import click
 
 GROUP = "tinyllm.commands"
-INSTALL_HINT = "it needs the testing extra: pip install 'tinyllm[testing]'"
+INSTALL_HINT = "it needs the extra `testing`: pip install -e '.[testing]' in a checkout of TinyLLM"
 
 
 class _Extensible(click.Group):
@@ -38,12 +38,14 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The console script. Exit codes: 0 fine, 1 a finding, 2 bad input, 3 the harness itself failed."""
+    """The console script. Exit codes: 0 fine, 1 a finding, 2 bad input, 3 the harness itself failed, 130 Ctrl-C."""
     try:
         try:
-            cli(standalone_mode=True)
+            code = _command()
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        sys.exit(code)
     except BrokenPipeError:
         # Whoever read our output has seen enough.
         sys.stderr.close()
@@ -53,6 +55,20 @@ def main() -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
         click.echo(f"tinyllm: cannot write: {error}", err=True)
         sys.exit(3)
+
+
+def _command() -> int:
+    """The exit code of the command, where it does not end the process itself."""
+    try:
+        # Or Ctrl-C while a command's modules are loaded would end with 1, which is a finding's code.
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        click.echo("stopped", err=True)
+        return 130
+    return code if isinstance(code, int) else 0
 
 
 def _commands() -> dict[str, EntryPoint]:

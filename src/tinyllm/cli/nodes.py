@@ -171,6 +171,21 @@ def _described(name: str, kind: type[NodeConfig]) -> Iterator[str]:
         yield ""
         yield f"  {part_name}: {on_one_line(str(part.get('description', '')))}".rstrip(" :")
         yield from (f"  {line}" for line in _keys(part))
+    if "tool_id" in schema.get("properties", {}):
+        yield from _built_in_tools()
+
+
+def _built_in_tools() -> Iterator[str]:
+    from tinyllm.tools.registry import default_tools
+
+    yield ""
+    yield "  Built-in tools, by `tool_id`, with their parameters; others are handed to an executor:"
+    for tool in default_tools():
+        schema = tool.input_schema
+        required = schema.get("required", ())
+        names = [name if name in required else f"[{name}]" for name in schema.get("properties", {})]
+        yield f"  {tool.id}({', '.join(names)})"
+        yield f"      {on_one_line(tool.description)}"
 
 
 def _keys(schema: Schema) -> Iterator[str]:

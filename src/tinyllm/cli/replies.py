@@ -20,6 +20,10 @@ FINE, FAILED, REFUSED, BROKEN, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 3, 130, 141
 STDIN = "-"
 
 
+class UnwritableError(OSError):
+    """Our output cannot be written, since the disk behind it is full, say; `main` tells it, and it is no bug."""
+
+
 def say(text: str, *, end: str = "\n") -> None:
     """Print on standard output, at once; ends the process with 141 if nobody reads any more."""
     _written(text + end, sys.stdout, sys.stdout.fileno if sys.stdout else None)
@@ -39,6 +43,8 @@ def say_bytes(data: bytes) -> None:
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         _end_unread(sys.stdout.fileno())
+    except OSError as error:
+        raise UnwritableError(error.errno, error.strerror) from error
 
 
 def note(text: str) -> None:
@@ -85,7 +91,7 @@ def guarded(work: Callable[[], int]) -> NoReturn:
     except TinyLLMError as error:
         note(f"Error: {on_one_line(str(error))}")
         code = BROKEN
-    except click.ClickException:
+    except (click.ClickException, UnwritableError):
         raise
     except Exception:  # noqa: BLE001 - a bug of ours, or of a node type's code, must end in its own exit code
         note(traceback.format_exc())
@@ -138,6 +144,8 @@ def _written(text: str, stream: Any, fileno: Callable[[], int] | None) -> None:
         stream.flush()
     except BrokenPipeError:
         _end_unread(fileno())
+    except OSError as error:
+        raise UnwritableError(error.errno, error.strerror) from error
 
 
 def _end_unread(fileno: int) -> NoReturn:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
-import threading
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tinyllm.cli.interrupts import on_ctrl_c
 from tinyllm.cli.replies import (
     FAILED,
     FINE,
@@ -171,14 +169,14 @@ def _config_of(bounds: Mapping[str, Any]) -> ExecutorConfig:
 
 
 def _variable_of(given: str) -> tuple[str, Any]:
+    from tinyllm.message import checked_json
+
     name, equals, text = given.partition("=")
     if not (name and equals):
         refuse(f"--var {on_one_line(given)}: give it as NAME=JSON")
     try:
-        return name, json.loads(text, parse_constant=_no_constant)
-    except json.JSONDecodeError:
-        return name, text
-    except _NotJson:
+        return name, checked_json(json.loads(text, parse_constant=_no_constant))
+    except (json.JSONDecodeError, _NotJson):
         return name, text
     except (ValueError, RecursionError):
         refuse(f"--var {on_one_line(name)}: a number or a nesting that no message can carry")
@@ -230,41 +228,12 @@ def _run(request: _Request) -> RunResult:
             def cancel() -> None:
                 loop.call_soon_threadsafe(executor.cancel, request.run_id)
 
-            with _cancelled_by_ctrl_c(cancel):
+            with on_ctrl_c(cancel, "stopped; the run did not end in time"):
                 return await executor.execute(
                     request.task, run_id=request.run_id, entry=request.entry, variables=request.variables
                 )
 
     return asyncio.run(main())
-
-
-@contextmanager
-def _cancelled_by_ctrl_c(cancel: Callable[[], None]) -> Iterator[None]:
-    """Within it the first SIGINT calls `cancel`, the second ends the process.
-
-    After it SIGINT does what it did before; but once there was one, nothing: the command is on its way out,
-    and only has the result left to print.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        # Elsewhere Python sets no handlers.
-        yield
-        return
-    presses = 0
-
-    def pressed(*_: object) -> None:
-        nonlocal presses
-        presses += 1
-        if presses > 1:
-            os.write(2, b"stopped; the run did not end in time\n")
-            os._exit(INTERRUPTED)
-        cancel()
-
-    # Not `loop.add_signal_handler`, which waits for its turn when a node blocks the loop.
-    before = signal.signal(signal.SIGINT, pressed)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN if presses else before)
 
 
 # --- output --------------------------------------------------------------------------------------------

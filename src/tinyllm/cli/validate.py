@@ -10,6 +10,9 @@ import click
 from tinyllm.cli.replies import FINE, REFUSED, counted, document_of, guarded, located, on_one_line, say, say_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tinyllm.config import Finding, Reader
     from tinyllm.errors import Problem
 
 
@@ -78,9 +81,21 @@ def _judged(file: str) -> _Verdict:
     reader = Reader(document)
     for path, problem in structure_findings(reader):
         reader.report(path, problem)
+    for path, problem in _beyond_the_graph(reader):
+        reader.report(path, problem)
     told = [*first_in_file(reader.errors), *first_in_file(reader.warnings)]
     told.sort(key=lambda problem: (problem.line or 0, problem.column or 0))
     return _Verdict(file, document.source, tuple(told), nodes=len(reader.nodes), edges=len(reader.edges))
+
+
+def _beyond_the_graph(reader: Reader) -> Iterator[Finding]:
+    """What `run` and `check` would say of a file that loads: unknown tools, and promises that make no sense."""
+    from tinyllm.cli.tools import tool_findings
+    from tinyllm.config.promises import promise_findings
+
+    yield from tool_findings(reader.nodes)
+    if not reader.errors and (reader.document.value.get("metadata") or {}).get("promises") is not None:
+        yield from promise_findings(reader.definition().metadata["promises"], reader.document)
 
 
 def _lines(verdict: _Verdict, *, strict: bool) -> list[str]:

@@ -44,6 +44,10 @@ def a_warning(code: str, message: str, **more: Any) -> Problem:
     return Problem(code=code, message=message, path="", severity="warning", **more)
 
 
+#: Conditions have Python's syntax, and these are YAML's and JSON's.
+_PYTHON_SPELLS = {"true": "True", "false": "False", "null": "None", "none": "None"}
+
+
 def condition_findings(source: str, path: PathKey, known: tuple[str, ...] = KNOWN_NAMES) -> Iterable[Finding]:
     """An error if the condition does not parse; a warning for each name that nothing is known to set."""
     try:
@@ -54,6 +58,7 @@ def condition_findings(source: str, path: PathKey, known: tuple[str, ...] = KNOW
     unknown = [name for name in expression.names if name not in known]
     for number, name in enumerate(unknown):
         close = likeness(name, known) if number < LIKENESSES_MAX else None
+        close = _PYTHON_SPELLS.get(name, close)
         hint = f"Did you mean {close}?" if close else "A payload key that is not set is null."
         message = f"nothing is known to set {short(name)}"
         yield (path, a_warning("unknown_name", message, value=short(source), hint=hint))

@@ -259,7 +259,9 @@ def _problem_of(model: type[BaseModel], detail: Any) -> Problem:
     if kind == "pattern":
         return an_error("pattern", detail["msg"], value=short(detail["input"]))
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "this should")
-    message = message.replace("Tuple should", "this should").replace("String should", "this should")
+    for kind_of_value in ("Tuple", "List", "String"):
+        message = message.replace(f"{kind_of_value} should", "this should")
+    message = message.replace("a valid tuple", "a list")
     advice = None
     if kind == "string_type" and isinstance(detail["input"], bool | int | float):
         advice = "Put it in quotes."

@@ -1,13 +1,12 @@
-"""What a graph's author claims, in `metadata.promises` of its file, and the checks that hold the graph to it."""
+"""The checks that hold a graph to what its author claims of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from dataclasses import replace
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from tinyllm.config import MS_MAX, FanoutConfig, ModelConfig, first_details, short, spelled
+from tinyllm.config import FanoutConfig, ModelConfig, spelled
+from tinyllm.config.promises import Promises, promise_findings
 from tinyllm.documents import PathKey
 from tinyllm.errors import ErrorCode, GraphConfigError, Problem
 from tinyllm.graph import Graph
@@ -20,33 +19,14 @@ from tinyllm.testing.script import NS_PER_MS, leaves_of, models_of
 DEAD_ENDS = (ErrorCode.ROUTING_ERROR, ErrorCode.GATE_FAILED, ErrorCode.BOUNDS_EXCEEDED)
 
 
-class Promises(BaseModel):
-    """The promises of one graph; None and () promise nothing. See section 9 of docs/semantics.md."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-    tolerates_failures: Annotated[int, Field(ge=0, le=100)] | None = None
-    answers_within_ms: Annotated[int, Field(ge=1, le=MS_MAX)] | None = None
-    never: Annotated[tuple[Annotated[ErrorCode, Field(strict=False)], ...], Field(strict=False)] = ()
-
-
 def promises_of(graph: Graph) -> Promises:
     """What the graph's file promises; raises GraphConfigError where that makes no sense, with positions."""
-    path: PathKey = ("metadata", "promises")
     raw = graph.definition.metadata.get("promises")
     if raw is None:
         return Promises()
-    try:
-        if not isinstance(raw, dict):
-            problem = _problem(graph, path, f"promises are a mapping, not a {type(raw).__name__}", raw)
-            raise GraphConfigError((problem,), source=_source(graph))
-        return Promises.model_validate(raw)
-    except ValidationError as error:
-        problems = tuple(
-            _problem(graph, (*path, *detail["loc"]), _text_of(detail), detail["input"])
-            for detail in first_details(error, path, graph.document)
-        )
-        raise GraphConfigError(problems, source=_source(graph)) from None
+    if found := [*promise_findings(raw, graph.document)]:
+        raise GraphConfigError(tuple(_placed(graph, *finding) for finding in found), source=_source(graph))
+    return Promises.model_validate(raw)
 
 
 def graph_checks(promises: Promises) -> dict[str, Check]:
@@ -196,23 +176,9 @@ def _breach(record: RunRecord, reason: str) -> Breach:
     return Breach(reason=reason, run=record.index, event=len(record.result.trace) - 1)
 
 
-def _problem(graph: Graph, path: PathKey, message: str, value: Any) -> Problem:
+def _placed(graph: Graph, path: PathKey, problem: Problem) -> Problem:
     line, column = (graph.document.position(path) if graph.document else None) or (None, None)
-    return Problem(
-        code="promise",
-        message=message,
-        path=spelled(path),
-        line=line,
-        column=column,
-        value=short(value),
-        hint=f"Promises are {', '.join(Promises.model_fields)}.",
-    )
-
-
-def _text_of(detail: Any) -> str:
-    if detail["type"] == "extra_forbidden":
-        return "unknown promise"
-    return str(detail["msg"]).replace("Input should", "this should").replace("a valid tuple", "a list, like [TIMEOUT]")
+    return replace(problem, path=spelled(path), line=line, column=column)
 
 
 def _source(graph: Graph) -> str:

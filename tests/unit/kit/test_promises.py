@@ -8,10 +8,11 @@ import pytest
 
 from tests.support.runs import a_graph, a_line, node
 from tinyllm.config import ExecutorConfig
+from tinyllm.config.promises import Promises
 from tinyllm.errors import ErrorCode
 from tinyllm.testing.checks import judge, worst
 from tinyllm.testing.faults import FaultPlan, HostDown, Latency, OnCall, Refused, ServerError
-from tinyllm.testing.promises import Promises, graph_checks, keeps_promises, no_dead_end, tolerance_judged
+from tinyllm.testing.promises import graph_checks, keeps_promises, no_dead_end, tolerance_judged
 from tinyllm.testing.scenario import Scenario, play
 from tinyllm.testing.schedule import Hold
 from tinyllm.testing.script import Says
