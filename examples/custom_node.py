@@ -1,6 +1,9 @@
 """A node type and a tool of one's own, in a graph written in Python. Run it: no model is needed.
 
-    python examples/custom_node.py "hello there"
+    .venv/bin/python examples/custom_node.py "hello there"
+
+A package makes its types known to the commands, too, with an entry point of group `tinyllm.nodes` for each, called like
+the type: `acme.echo = "acme.nodes:EchoNode"`.
 """
 
 from __future__ import annotations

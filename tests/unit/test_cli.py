@@ -697,3 +697,13 @@ def test_an_output_that_cannot_be_written_is_told_in_one_line(command):
     # A hunt that takes long says how far it is.
     assert full.stderr.endswith("tinyllm: cannot write: [Errno 28] No space left on device\n")
     assert "Traceback" not in full.stderr + closed.stderr
+
+
+def test_the_story_in_the_readme_is_the_one_that_check_tells():
+    root = Path(__file__).parents[2]
+    result = tinyllm("check", root / "examples" / "graphs" / "fragile.yaml", "--profile", "ci")
+
+    assert 1 == result.exit_code
+    # How `tinyllm` is called depends on how it was found.
+    told = result.stdout.partition("Replay it")[0]
+    assert told in (root / "README.md").read_text(encoding="utf-8")
