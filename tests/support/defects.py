@@ -178,8 +178,8 @@ CORE_DEFECTS = (
     Defect(
         "conditions on the message received",
         Run._after_visit,
-        "self._walk.message = outcome.message",
-        "self._walk.message = outcome.message if node.definition.type is NodeType.EXIT else self._walk.message",
+        "walk.message = outcome.message",
+        "walk.message = outcome.message if node.definition.type is NodeType.EXIT else walk.message",
     ),
     Defect("a failed condition that holds", Run._holds, "return False", "return True"),
     Defect(
