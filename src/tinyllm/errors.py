@@ -45,7 +45,7 @@ RECOVERABLE = frozenset({ErrorCode.MODEL_ERROR, ErrorCode.TOOL_ERROR, ErrorCode.
 
 
 class TinyLLMError(Exception):
-    """Base of every error of this package."""
+    """Base of every error of this package; values (messages, configs) refuse fields with Pydantic's ValidationError."""
 
 
 class UsageError(TinyLLMError):

@@ -180,6 +180,8 @@ class Executor:
     def _checked_run_id(self, run_id: object) -> str:
         if not isinstance(run_id, str):
             raise UsageError(f"text as a run's id is needed here, not {_kind(run_id)}")
+        if not run_id:
+            raise UsageError("a run's id is empty")
         if run_id in self._runs:
             raise UsageError(f"the run {run_id!r} is running here already")
         try:

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tinyllm.cli.interrupts import Stop, on_ctrl_c
-from tinyllm.cli.replies import UnwritableError
+from tinyllm.cli.replies import UnwritableError, graph_of
 from tinyllm.config.promises import Promises
 from tinyllm.errors import GraphConfigError, Problem, TinyLLMError, UsageError
-from tinyllm.graph import Graph, load_graph
+from tinyllm.graph import Graph
 from tinyllm.testing.promises import promises_of
 from tinyllm.testing.script import hosts_of
 from tinyllm_fuzz import story as stories
@@ -47,7 +47,7 @@ CI_SEED = 0
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="Repeats the examples of an earlier hunt.")
 @click.option("--format", "style", type=click.Choice(("text", "json")), default="text", help="What to print.")
 def check(graph: Path, profile: ProfileName, max_examples: int | None, seed: int | None, style: str) -> None:
-    """Break GRAPH in a simulated world.
+    """Break GRAPH, a file (`-`: standard input), in a simulated world.
 
     Draws messages, model answers, schedules and faults, runs the graph under them, and judges every run.
 
@@ -93,7 +93,7 @@ def _guarded(reply: _Reply, work: Callable[[], int]) -> int:
 def _checked(
     reply: _Reply, stop: Stop, path: Path, profile: ProfileName, max_examples: int | None, seed: int | None
 ) -> int:
-    graph = load_graph(path)
+    graph = graph_of(str(path))
     promises = promises_of(graph)
     reply.warnings(graph)
     if seed is None:

@@ -707,3 +707,10 @@ def test_the_story_in_the_readme_is_the_one_that_check_tells():
     # How `tinyllm` is called depends on how it was found.
     told = result.stdout.partition("Replay it")[0]
     assert told in (root / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_graph_can_be_checked_from_standard_input():
+    result = CliRunner().invoke(cli, ["check", "-", "--seed", "1", "--max-examples", "5"], input=SOUND)
+
+    assert 0 == result.exit_code
+    assert "<stdin> held" in result.stdout

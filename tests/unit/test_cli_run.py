@@ -430,3 +430,19 @@ def test_a_closed_pipe_ends_the_command_without_traceback():
 
     assert 141 == process.returncode
     assert b"Traceback" not in err
+
+
+def test_a_refused_graph_is_json_too_where_json_is_asked_for():
+    result = run("id: g\n", "q", "--format", "json")
+    reply = json.loads(result.stdout)
+
+    assert (2, "refused") == (result.exit_code, reply["status"])
+    assert "missing_key" in {problem["code"] for problem in reply["problems"]}
+    assert "is refused" in result.stderr
+
+
+def test_a_variable_that_no_message_can_carry_is_refused_by_its_name():
+    result = run(ECHO, "q", "--var", "a=1e999")
+
+    assert 2 == result.exit_code
+    assert "--var a" in result.stderr

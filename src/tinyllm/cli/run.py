@@ -102,7 +102,7 @@ def run(
     def work() -> int:
         if graph == STDIN and question in (None, STDIN):
             refuse("GRAPH and QUESTION cannot both be read from standard input")
-        loaded = graph_of(graph)
+        loaded = _graph_of(graph, style)
         request = _Request(
             graph=loaded,
             task=_task_of(_question_of(question), context),
@@ -123,6 +123,20 @@ def run(
 
 
 # --- input ---------------------------------------------------------------------------------------------
+
+
+def _graph_of(path: str, style: str) -> Graph:
+    from dataclasses import asdict
+
+    from tinyllm.errors import GraphConfigError
+
+    try:
+        return graph_of(path)
+    except GraphConfigError as error:
+        if style == "json":
+            problems = [asdict(problem) for problem in error.problems]
+            say_json({"status": "refused", "graph": error.source, "problems": problems})
+        raise
 
 
 def _question_of(argument: str | None) -> str:

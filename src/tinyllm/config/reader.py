@@ -21,6 +21,7 @@ from tinyllm.config.problems import (
     short,
     spelled,
 )
+from tinyllm.config.transform import PARAMS
 from tinyllm.documents import Document, PathKey
 from tinyllm.errors import GraphConfigError, Problem, UsageError
 from tinyllm.message import JsonObject, Text
@@ -244,18 +245,24 @@ def _items(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+#: What any transform step can be told.
+_PARAMETERS = [*dict.fromkeys(name for params in PARAMS.values() for name in params.model_fields)]
+
+
 def _problem_of(model: type[BaseModel], detail: Any) -> Problem:
     """A pydantic error in our words: what is wrong, the value, what would be right."""
     kind, key = detail["type"], detail["loc"][-1] if detail["loc"] else ""
     if kind == "missing":
         return an_error("missing_key", f"the key {key!r} is missing")
     if kind == "extra_forbidden":
-        known = _part_at(model, detail["loc"]).model_fields
-        close = likeness(str(key), known)
-        hint = f"Did you mean {close}?" if close else f"Known keys: {', '.join(known) or 'none'}."
-        # The parameters of a step are those of its type, which is not told here.
         in_params = "params" in detail["loc"][:-1]
-        return an_error("unknown_key", f"unknown key {short(key)}", hint=None if in_params else hint)
+        # The parameters of a step are those of its type, which is not told here: one that none has may be misspelt.
+        known = _PARAMETERS if in_params else [*_part_at(model, detail["loc"]).model_fields]
+        close = likeness(str(key), known)
+        hint = None if in_params else f"Known keys: {', '.join(known) or 'none'}."
+        if close and close != key:
+            hint = f"Did you mean {close}?"
+        return an_error("unknown_key", f"unknown key {short(key)}", hint=hint)
     if kind == "pattern":
         return an_error("pattern", detail["msg"], value=short(detail["input"]))
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "this should")
