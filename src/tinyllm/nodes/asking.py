@@ -32,7 +32,11 @@ async def ask(request: ModelRequest, context: ExecutionContext, *, limit_ms: int
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except NodeError as error:
-        raise _of_client(error) from error
+        if getattr(error, "code", None) in (ErrorCode.MODEL_ERROR, ErrorCode.TIMEOUT):
+            raise
+        # A call that fails is `MODEL_ERROR`, whatever code its client gave it.
+        recoverable = getattr(error, "recoverable", False) is True
+        raise ModelError(f"{request.model}: {text_of(error)}", recoverable=recoverable) from error
     except BaseException as error:
         if isinstance(error, asyncio.CancelledError) and is_being_cancelled():
             raise
@@ -43,13 +47,6 @@ async def ask(request: ModelRequest, context: ExecutionContext, *, limit_ms: int
     response = _checked(answer, request.model)
     context.count_tokens(response.tokens_in + response.tokens_out)
     return response
-
-
-def _of_client(error: NodeError) -> NodeError:
-    """A client's error as one of a call that failed: `TIMEOUT`, or `MODEL_ERROR` whatever code it gave itself."""
-    if getattr(error, "code", None) in (ErrorCode.MODEL_ERROR, ErrorCode.TIMEOUT):
-        return error
-    return ModelError(text_of(error), recoverable=getattr(error, "recoverable", False) is True)
 
 
 def _checked(answer: Any, model: str) -> ModelResponse:
