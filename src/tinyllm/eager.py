@@ -2,13 +2,14 @@
 
 What Python 3.12 calls eager tasks, for 3.11 too, and cheaper: a coroutine that never waits runs in a task that does not
 exist until somebody looks at it. All that a run starts share one such task, one after another, for as long as none of
-them keeps it. What a task shows from outside the coroutine before anybody has asked it anything is the one thing that
-differs: it is not in `asyncio.all_tasks()` yet.
+them keeps it. Two things differ from a task of asyncio's: one that nobody has asked anything is not in
+`asyncio.all_tasks()`, and one that is first asked after its coroutine has ended is done one turn of the loop later.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import types
 
 # Made for loops and tasks that are not asyncio's own: "Extending" in Python's documentation of asyncio.
@@ -25,10 +26,17 @@ AnyTask = asyncio.Task[Any]
 
 #: How many runs lie around what runs now, each begun by a node of the one before.
 _DEPTH: ContextVar[int] = ContextVar("tinyllm_depth", default=0)
-#: So many runs may begin inside each other on one stack: about 200 of the 1,000 frames that Python allows.
-DEPTH_MAX = 16
-#: The references to a task of which nobody else knows: its owner's, the local one, the argument of the question.
-_OURS = 3
+#: A run inside another begins on a stack of its own where more than this share of the frames Python allows is used up.
+STACK_SHARE = 4
+
+
+def _references_of_a_local() -> int:
+    thing = object()
+    return getrefcount(thing)
+
+
+#: The references to a task that only a local variable holds, as `getrefcount` tells them: Python versions differ.
+_OURS = _references_of_a_local()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +49,20 @@ class Raised:
 class EagerTasks:
     """Starts coroutines one after another, without a turn of the loop between them."""
 
-    __slots__ = ("_body", "_loop", "_pristine", "_task", "_unborn")
+    __slots__ = ("_loop", "_pristine", "_spare", "_unborn")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._pristine = copy_context()
         self._pristine.run(_DEPTH.set, _DEPTH.get() + 1)
         self._unborn = _unborn(_kind_of_tasks(loop))
-        self._renew()
+        #: A task of which nobody knows yet, for the next that is started; None while one runs in it.
+        self._spare: AnyTask | None = None
 
-    def _renew(self) -> None:
-        """A task of which nobody knows yet, for those that are started from now on."""
-        self._body = Started(self._loop, self._pristine)
-        self._task: AnyTask = self._unborn.__new__(self._unborn)
-        object.__setattr__(self._task, _BODY, self._body)
+    def _new_task(self) -> AnyTask:
+        task: AnyTask = self._unborn.__new__(self._unborn)
+        object.__setattr__(task, _BODY, Started(self._loop, self._pristine))
+        return task
 
     def start(self, coroutine: Coroutine[Any, Any, Any], *name: str) -> Any:
         """Run `coroutine` until it waits or ends: what it returned, `Raised`, or `Started` if it waits.
@@ -63,7 +71,11 @@ class EagerTasks:
         nothing of what another did to that task or to its context variables. One that cancelled its own task, and
         returned before that arrived, has raised CancelledError. Raises KeyboardInterrupt, as the loop would.
         """
-        loop, body, task = self._loop, self._body, self._task
+        loop = self._loop
+        task = self._spare or self._new_task()
+        # Nobody else may take it: what runs may run the loop, which may start another.
+        self._spare = None
+        body: Started = _get(task, _BODY)
         # Always a new one: whether a coroutine set something could only be found by asking its values for equality.
         body.name, body.context = name, self._pristine.copy()
         starter = current_task(loop)
@@ -75,29 +87,27 @@ class EagerTasks:
         except StopIteration as stop:
             outcome = stop.value
         except KeyboardInterrupt:
-            self._renew()
             raise
         except BaseException as error:  # noqa: BLE001 - whoever started it judges it
-            outcome = Raised(error)
+            # Without this frame, which would hold the error in its turn, and both until a garbage collection.
+            outcome = Raised(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
         else:
             body.take_on(coroutine, awaited, task)
             # The loop has to know a task that waits: any question makes it real.
             task.get_name()
-            self._renew()
             return body
         finally:
             _leave_task(loop, task)
             if starter is not None:
                 _enter_task(loop, starter)
-        if type(task) is not self._unborn:
-            self._renew()
-            # A request that was taken back says nothing, whether or not it would still have arrived.
-            if task.cancelling() and type(outcome) is not Raised:
-                return Raised(asyncio.CancelledError())
-        elif getrefcount(task) != _OURS or getweakrefcount(task):
-            # Whoever keeps it must find a task that ends, and never that of another node.
-            _bear(task)
-            self._renew()
+        if type(task) is self._unborn:
+            # One that somebody keeps is nobody else's; it becomes real, and ends, when it is asked anything. Not now:
+            # what garbage still holds, and when that is collected, must not decide how many tasks there are.
+            if getrefcount(task) == _OURS and not getweakrefcount(task):
+                self._spare = task
+        # A request that was taken back says nothing, whether or not it would still have arrived.
+        elif task.cancelling() and type(outcome) is not Raised:
+            return Raised(asyncio.CancelledError())
         return outcome
 
 
@@ -143,9 +153,14 @@ async def _go_on(body: Started) -> None:
 
 
 def nested_too_deep() -> bool:
-    """Whether so many runs have begun inside each other that the next one has to begin on a stack of its own."""
-    depth = _DEPTH.get()
-    return depth > 0 and depth % DEPTH_MAX == 0
+    """Whether runs that lie inside each other have used up so much of the stack that the next needs one of its own."""
+    if not _DEPTH.get():
+        return False
+    left = sys.getrecursionlimit() // STACK_SHARE
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None and left:
+        frame, left = frame.f_back, left - 1
+    return frame is not None
 
 
 @types.coroutine
@@ -280,6 +295,7 @@ class Started(Coroutine[Any, Any, Any]):
 
 #: Under this name a task that is not born yet holds what it will run.
 _BODY = "_tinyllm_body"
+_get = object.__getattribute__
 
 
 def _kind_of_tasks(loop: asyncio.AbstractEventLoop) -> type[AnyTask]:
@@ -305,7 +321,7 @@ def _unborn(kind: type[AnyTask]) -> type[AnyTask]:
 
 
 def _bear(task: Any) -> None:
-    body = object.__getattribute__(task, _BODY)
+    body = _get(task, _BODY)
     object.__delattr__(task, _BODY)
     object.__setattr__(task, "__class__", type(task).born)
     body.bear(task)

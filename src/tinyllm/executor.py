@@ -26,7 +26,7 @@ from tinyllm.config import (
 from tinyllm.eager import Started, nested_too_deep, one_turn, start_own
 from tinyllm.errors import UsageError
 from tinyllm.graph import Graph
-from tinyllm.message import Message, TaskPayload, checked_json, checked_text, new_id, utc_now
+from tinyllm.message import Message, TaskPayload, checked_json, checked_text, new_id, unfit, utc_now
 from tinyllm.models.base import ModelClient
 from tinyllm.nodes import make_node
 from tinyllm.running import Run
@@ -146,9 +146,11 @@ class Executor:
     # --- inside ------------------------------------------------------------------------------------
 
     def _message_of(self, task: TaskPayload) -> Message:
+        message_id, trace_id, created_at = self.ids(), self.ids(), self.clock()
+        _require(datetime, created_at, "a moment from `clock`")
         try:
-            return Message.of_task(task, message_id=self.ids(), trace_id=self.ids(), created_at=self.clock())
-        except (ValidationError, ValueError) as error:
+            return Message.of_task(task, message_id=message_id, trace_id=trace_id, created_at=created_at)
+        except (AttributeError, TypeError, ValidationError, ValueError) as error:
             raise UsageError(f"the task, or what `ids` and `clock` give, makes no message: {error}") from None
 
     def _prepared(
@@ -167,27 +169,32 @@ class Executor:
             asyncio.get_running_loop()
         except RuntimeError:
             raise UsageError("a run needs a running event loop, as asyncio.run gives one") from None
+        if run_id is not None:
+            self._require_run_id(run_id)
         # A run that is refused leaves ids and chance to those that are not.
         self._admission.require_room()
-        message = self._message_of(task) if isinstance(task, TaskPayload) else task
-        run_id = self._checked_run_id(self.ids() if run_id is None else run_id)
+        message = self._message_of(task) if isinstance(task, TaskPayload) else _fit(task)
+        if run_id is None:
+            run_id = self.ids()
+            self._require_run_id(run_id)
         run = Run(self, run_id, message, start, given)
         # Last, because a place that is taken must be given back.
         turn = self._admission.ask()
         self._runs[run_id] = run
         return run, turn
 
-    def _checked_run_id(self, run_id: object) -> str:
+    def _require_run_id(self, run_id: object) -> None:
         if not isinstance(run_id, str):
             raise UsageError(f"text as a run's id is needed here, not {_kind(run_id)}")
-        if not run_id:
-            raise UsageError("a run's id is empty")
-        if run_id in self._runs:
-            raise UsageError(f"the run {run_id!r} is running here already")
         try:
-            return checked_text(run_id)
+            checked_text(run_id)
         except ValueError as error:
             raise UsageError(f"a run's id is text: {error}") from None
+        other = self._runs.get(run_id)
+        if other is not None and other.is_lost():
+            del self._runs[run_id]
+        elif other is not None:
+            raise UsageError(f"the run {run_id!r} is running here already")
 
     async def _until_ended(self, run: Run, turn: asyncio.Future[None] | None) -> RunResult:
         """The run's result; the caller's own cancellation is passed to the run and raised when it has ended."""
@@ -247,6 +254,13 @@ def _kind(value: object) -> str:
 def _require(kind: type | tuple[type, ...], value: object, what: str) -> None:
     if not isinstance(value, kind):
         raise UsageError(f"{what} is needed here, not {_kind(value)}")
+
+
+def _fit(message: Message) -> Message:
+    problem = unfit(message)
+    if problem is not None:
+        raise UsageError(f"the message was built without validation, and is none: {problem}")
+    return message
 
 
 def _prompts(prompts: Mapping[str, str] | None) -> dict[str, str]:

@@ -45,9 +45,13 @@ def error_of_result(result: NodeResult, node_id: str) -> ErrorInfo:
     """The error of a failed result; it keeps the node it came from, and `UNKNOWN` stands for none."""
     unknown = ErrorInfo(code=ErrorCode.UNKNOWN, message="failed without an error", recoverable=True)
     # A result that was built without validation may hold anything.
-    error: Any = unknown if result.error is None else result.error
-    if not isinstance(error, ErrorInfo) or not isinstance(error.__dict__.get("code"), ErrorCode):
-        return wrong_type(node_id, f"an error that is {type(error).__name__}, not an ErrorInfo with a code")
+    given: Any = result.__dict__.get("error")
+    error: Any = unknown if given is None else given
+    try:
+        fields = error.__dict__ if isinstance(error, ErrorInfo) else {}
+        error = ErrorInfo(**{name: fields[name] for name in ErrorInfo.model_fields})
+    except (KeyError, RecursionError, TypeError, ValueError):
+        return wrong_type(node_id, f"an error that is {type(error).__name__}, and no ErrorInfo that holds")
     # Whatever the node says of them, the other codes are never recoverable.
     told = {"node_id": error.node_id or node_id, "recoverable": error.recoverable and error.code in RECOVERABLE}
     copy: ErrorInfo = error.model_copy(update=told)

@@ -402,7 +402,7 @@ def _doubtful_edges(reader: Reader, shape: Shape) -> Iterator[Finding]:
             yield path, a_warning("duplicate_edge", f"the same edge as edges[{seen[same]}]")
         elif edge.condition is not None or shape.chosen_ways(node.id) or edge.to_node in wrapped_by(node.config):
             pass
-        elif edge is not taken[node.id]:
+        elif (first := taken[node.id]) is not None and edge is not first and edge.to_node != first.to_node:
             message = f"a second unconditional edge from {node.id!r} is never taken"
             yield path, a_warning("second_unconditional", message, hint="Use a fanout to go several ways at once.")
         seen.setdefault(same, index)

@@ -64,7 +64,8 @@ class InnerSteps:
                         break
             except BaseException as error:
                 # A clock that raises, say: no target may go on without the fanout.
-                group.close(BROKEN)
+                if not group.tree.loop.is_closed():
+                    group.close(BROKEN)
                 if not isinstance(error, (GeneratorExit, KeyboardInterrupt)):
                     await branches.all_ended()
                 raise

@@ -55,10 +55,14 @@ async def leaf_end(started: Started, scope: Scope, *, deadline: float, grace_s: 
             await limit.wait(task)
         finally:
             # Only an end of the event loop itself gets here with the task undone and the limit not over.
-            if not task.done() and limit.outermost_over() is None:
+            if not task.done() and limit.outermost_over() is None and not scope.tree.loop.is_closed():
                 task.cancel()
         if limit.outermost_over() is not None and not await stop_task(task, grace_s=grace_s):
             return ABANDONED
+    if isinstance(started.error, KeyboardInterrupt):
+        # It has ended the loop, and somebody goes on with that; what it interrupted is over all the same.
+        task.exception()
+        raise started.error
     if started.error is not None:
         return Raised(started.error)
     # A cancellation that was asked for and had not arrived when the node returned ends the task as cancelled.

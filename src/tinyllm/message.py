@@ -406,16 +406,25 @@ def _message(
     return message
 
 
+def has_texts_as_ids(message: Message) -> bool:
+    """Whether a message's ids are texts, and can be in JSON: a child takes them over as they are."""
+    fields = message.__dict__
+    ids = (fields.get("message_id"), fields.get("trace_id"), fields.get("parent_id") or "")
+    return all(type(text) is str and text.isascii() for text in ids)
+
+
 def unfit(message: Message) -> str | None:
     """Why a message is none, or None if it is one: a node may have changed what lies inside it."""
     fields = message.__dict__
     payload: Any = fields.get("payload")
     try:
-        if type(payload) is MessagePayload and fields.get("metadata") is _UNMEASURED:
+        assembled = fields.get("metadata") is _UNMEASURED and has_texts_as_ids(message)
+        if assembled and type(payload) is MessagePayload:
             # What the payload's own check is quick for; the rest of such a message was assembled.
             payload = payload._replaced({})
         if payload is None or payload is fields.get("payload"):
-            Message(**fields)
+            # A kind of message of a user's own may have more fields, of which we know nothing.
+            Message(**{name: fields[name] for name in Message.model_fields})
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return None

@@ -18,7 +18,7 @@ from tinyllm.context import StepOutcome
 from tinyllm.errors import ErrorCode, ExpressionError
 from tinyllm.failures import clean, spoiled_error
 from tinyllm.held import HeldMessages, UnfitError
-from tinyllm.message import ErrorInfo, Message, MessagePayload, unfit
+from tinyllm.message import ErrorInfo, Message, MessagePayload, has_texts_as_ids, unfit
 from tinyllm.nodes.base import BaseNode
 from tinyllm.policy import after_failure
 from tinyllm.scopes import DEADLINE, CutShort, Scope
@@ -95,6 +95,10 @@ class Run:
         self._scope.close(CANCELLED)
         return True
 
+    def is_lost(self) -> bool:
+        """Whether its event loop was closed before it ended: it never will."""
+        return not self._ended and self._scope.tree.loop.is_closed()
+
     async def wait_for(self, turn: asyncio.Future[None]) -> None:
         """Wait for this run's turn to begin, or until it is cancelled; this takes none of the run's time."""
         await self._scope.wait(turn)
@@ -120,13 +124,20 @@ class Run:
                         held.add(walk.message)
                         if held.bounded:
                             ending = self._over_bounds()
-                # What an exit puts out it has copied, and so checked.
-                if ending.status == "degraded" and (problem := unfit(ending.message)) is not None:
+                # What an exit puts out it has copied, and so checked, but for the ids.
+                doubtful = ending.status == "degraded" or not has_texts_as_ids(ending.message)
+                if ending.status != "failed" and doubtful and (problem := unfit(ending.message)) is not None:
                     ending = self._spoiled(problem)
             except CutShort as cut:
                 ending = self._cut_off(cut.scope, stepper)
             except (ValidationError, UnfitError) as error:
                 ending = self._spoiled(str(error))
+            except (AttributeError, KeyError, TypeError) as error:
+                # What is no fault of the message at hand is one of ours.
+                problem = unfit(self._walk.message)
+                if problem is None:
+                    raise
+                ending = self._spoiled(f"{type(error).__name__}, since {problem}")
         self._ended = True
         code = ending.error.code if ending.error else None
         self.trace.add(EventKind.RUN_ENDED, code=code, details={"status": ending.status})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from tinyllm.errors import UsageError
@@ -26,9 +27,14 @@ class RunStream:
         self._events: deque[TraceEvent] = deque()
         self._waiting: dict[asyncio.Future[None], None] = {}
         run.trace.on_event = self._heard
-        self._task = asyncio.get_running_loop().create_task(until_ended, name=f"stream {run.run_id}")
+        try:
+            self._task = asyncio.get_running_loop().create_task(until_ended, name=f"stream {run.run_id}")
+        except BaseException:
+            until_ended.close()
+            let_go()
+            raise
         # A task that is cancelled before its first turn runs nothing of its coroutine, not even what is in `finally`.
-        self._task.add_done_callback(lambda _: let_go())
+        self._task.add_done_callback(partial(_over, until_ended, let_go))
         self._task.add_done_callback(self._wake)
 
     @property
@@ -88,3 +94,8 @@ class RunStream:
         for woken in self._waiting:
             if not woken.done():
                 woken.set_result(None)
+
+
+def _over(until_ended: Coroutine[Any, Any, RunResult], let_go: Callable[[], None], _: object) -> None:
+    until_ended.close()
+    let_go()

@@ -173,10 +173,86 @@ def test_a_task_that_is_kept_is_of_nobody_else_and_ends(keep):
         kept.clear()
         started(keeps(), keeps())
         tasks = [it if isinstance(it, asyncio.Task) else it.held if isinstance(it, Named) else it() for it in kept]
+        names = [task.get_name() for task in tasks]
+        # One turn after the first look.
         await asyncio.sleep(0)
-        return [(task.get_name(), task.done()) for task in tasks], tasks[0] is tasks[1]
+        return [(name, task.done()) for name, task in zip(names, tasks, strict=True)], tasks[0] is tasks[1]
 
     assert all(([("node n1", True), ("node n2", True)], False) == told for told in on_every_loop(main))
+
+
+def test_neither_errors_nor_garbage_decide_how_many_tasks_there_are():
+    """When garbage is collected depends on all else in the process, and what is simulated must not."""
+    kept: list[Any] = []
+
+    async def fails() -> None:
+        raise LookupError
+
+    async def leaves_garbage() -> None:
+        task = await me()
+        cycle: list[Any] = [task]
+        cycle.append(cycle)
+
+    async def keeps() -> None:
+        kept.append(await me())
+
+    async def main() -> int:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Counting)
+        before = loop.tasks_made
+        started(fails(), leaves_garbage(), keeps(), fails(), sees_its_task())
+        return loop.tasks_made - before
+
+    loop = Counting()
+    try:
+        assert 0 == loop.run_until_complete(main())
+    finally:
+        loop.close()
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="there an error's frames keep those of their callers")
+def test_an_error_is_freed_with_what_it_held_and_no_garbage_collection():
+    class Held:
+        pass
+
+    async def fails() -> None:
+        held = Held()
+        freed.append(weakref.ref(held))
+        raise LookupError
+
+    async def main() -> None:
+        started(fails(), sees_its_task())
+
+    freed: list[weakref.ref[Held]] = []
+    gc.disable()
+    try:
+        asyncio.run(main())
+        assert freed[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_a_loop_inside_a_node_starts_tasks_of_its_own():
+    async def inner(tasks: EagerTasks) -> asyncio.Task[Any]:
+        nested = tasks.start(me(), "inner")
+        assert isinstance(nested, asyncio.Task)
+        return nested
+
+    async def outer(tasks: EagerTasks) -> Any:
+        before = await me()
+        coroutine = inner(tasks)
+        with pytest.raises(StopIteration) as stopped:
+            coroutine.send(None)
+        await asyncio.sleep(0)
+        return before is await me(), stopped.value.value is before, before.get_name()
+
+    async def main() -> Any:
+        tasks = EagerTasks(asyncio.get_running_loop())
+        going = tasks.start(outer(tasks), "outer")
+        await asyncio.wait({going.task})
+        return going.result()
+
+    assert all((True, False, "outer") == told for told in on_every_loop(main))
 
 
 def test_a_task_that_is_only_referred_to_is_of_nobody_else():
@@ -440,7 +516,7 @@ def test_tasks_written_in_python_serve_as_well(monkeypatch):
     async def main() -> Any:
         quick, looking, waiting = started(asyncio.sleep(0, "slept"), me(), asyncio.sleep(0.001, "slept"))
         await asyncio.wait({quick.task, waiting.task})
-        return quick.result(), type(looking).__mro__[1] is asyncio.tasks._PyTask, waiting.result()
+        return quick.result(), isinstance(looking, asyncio.tasks._PyTask), waiting.result()
 
     assert ("slept", True, "slept") == asyncio.run(main())
 
@@ -579,3 +655,21 @@ def test_a_node_that_is_interrupted_ends_its_fanout_when_the_loop_goes_on():
         loop.close()
 
     assert isinstance(run.exception(), KeyboardInterrupt)
+
+
+def test_a_run_of_a_loop_that_was_closed_does_not_keep_its_id():
+    executor = an_executor(a_line(), {"work": waits})
+
+    async def main() -> str:
+        return (await executor.execute(TASK, run_id="r")).status
+
+    lost = asyncio.new_event_loop()
+    run = lost.create_task(main())
+    lost.run_until_complete(asyncio.sleep(0))
+    lost.run_until_complete(asyncio.sleep(0))
+    run._log_destroy_pending = False
+    for task in asyncio.all_tasks(lost):
+        task._log_destroy_pending = False
+    lost.close()
+
+    assert "succeeded" == asyncio.run(main())

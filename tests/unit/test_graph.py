@@ -530,6 +530,10 @@ WARNINGS: dict[str, tuple[str, list[Any]]] = {
         ),
         [("second_unconditional", "edges[0]", 9, 3)],
     ),
+    "the same edge twice, the second with priority": (
+        framed(edges=chain("start", "done") + "\n- {from_node: start, to_node: done, priority: 5}"),
+        [("duplicate_edge", "edges[1]", 10, 3)],
+    ),
     "a timeout around a router that goes on without a way": (
         framed(
             "- {id: t, type: timeout, config: {inner_node: r, on_timeout: skip}}\n"

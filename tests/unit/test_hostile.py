@@ -18,18 +18,26 @@ from hypothesis import strategies as st
 
 import tinyllm
 from tests.support.nodes import fails, raises, returns, says
-from tests.support.runs import a_graph, a_line, a_message, an_executor, code, go, node, run_clean, visited
+from tests.support.runs import a_graph, a_line, a_message, an_executor, code, count, go, node, run_clean, visited
 from tinyllm import expressions
 from tinyllm.builder import GraphBuilder
 from tinyllm.config import ExecutorConfig
-from tinyllm.errors import ErrorCode, ExpressionError, GraphConfigError, NodeError, OverloadedError, TinyLLMError
+from tinyllm.errors import (
+    ErrorCode,
+    ExpressionError,
+    GraphConfigError,
+    NodeError,
+    OverloadedError,
+    TinyLLMError,
+    UsageError,
+)
 from tinyllm.executor import Executor
 from tinyllm.message import ErrorInfo, Message, MessagePayload, NodeResult, TaskPayload
 from tinyllm.models.base import ModelResponse
 from tinyllm.nodes.base import passed_on, success
 from tinyllm.testing.loop import run
 from tinyllm.tools import default_tools, tool
-from tinyllm.trace import RunResult
+from tinyllm.trace import EventKind, RunResult
 
 pytestmark = pytest.mark.unit
 
@@ -159,12 +167,94 @@ def test_conditions_on_a_message_that_is_none_do_not_hold(payload: dict[str, Any
     assert "then" not in visited(result)
 
 
-def test_an_error_without_a_code_is_the_fault_of_its_node():
-    fields: dict[str, Any] = {"message": "x"}
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"message": "x"}, {"code": ErrorCode.UNKNOWN}, {"code": ErrorCode.UNKNOWN, "message": 5}),
+        {"code": ErrorCode.UNKNOWN, "message": "x", "details": None},
+        {"code": ErrorCode.UNKNOWN, "message": "\ud800", "details": {}, "recoverable": True, "node_id": None},
+        {"code": ErrorCode.UNKNOWN, "message": "x", "details": {1: 2}, "recoverable": True, "node_id": None},
+    ],
+    ids=ascii,
+)
+def test_an_error_built_without_validation_is_the_fault_of_its_node(fields: dict[str, Any]):
     error = ErrorInfo.model_construct(**fields)
-    result = run_of(returns(NodeResult.model_construct(success=False, error=error)))
+    result = run_of(returns(NodeResult.model_construct(success=False, error=error)), failure_policy="best_effort")
 
     assert ("VALIDATION_ERROR", "work") == (code(result), result.error and result.error.node_id)
+    assert result.error is not None
+    assert result.error == ErrorInfo.from_json(result.error.to_json())
+
+
+def test_a_result_without_anything_is_the_fault_of_its_node():
+    assert "UNKNOWN" == code(run_of(returns(NodeResult.__new__(NodeResult))))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"trace_id": 5}, {"message_id": [5]}, {"trace_id": "\ud800"}, {"message_id": "\ud800"}], ids=ascii
+)
+def test_ids_that_no_message_could_have_fail_the_run(fields: dict[str, Any]):
+    whole = {"message_id": "m", "trace_id": "t", "source_node": "s", "payload": MessagePayload(), **fields}
+    result = run_of(returns(NodeResult(success=True, output_messages=[Message.model_construct(**whole)])))
+
+    assert "VALIDATION_ERROR" == code(result)
+
+
+def clears(message: Message) -> None:
+    message.__dict__.clear()
+
+
+def clears_payload(message: Message) -> None:
+    message.payload.__dict__.clear()
+
+
+@pytest.mark.parametrize("policy", ["fail_fast", "fallback_simple", "best_effort"])
+@pytest.mark.parametrize("empty", [clears, clears_payload])
+@pytest.mark.parametrize("then", ["fails", "ends"])
+def test_a_node_that_empties_its_input_does_not_take_the_run_down(empty: Any, then: str, policy: str):
+    async def act(message: Message, context: Any) -> NodeResult:
+        empty(message)
+        if then == "fails":
+            raise LookupError
+        return NodeResult(success=True)
+
+    assert "VALIDATION_ERROR" == code(run_of(act, failure_policy=policy))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"payload": MessagePayload.model_construct(metadata={"x": object()})}, {"trace_id": 5}],
+    ids=["nothing", "payload", "trace_id"],
+)
+def test_a_message_that_is_none_is_refused_before_anything_begins(fields: dict[str, Any]):
+    whole = {"message_id": "m", "trace_id": "t", "source_node": "s", **fields} if fields else {}
+    bad = Message.model_construct(**whole)
+    executor = an_executor(a_line(PLAIN), max_message_bytes=100_000, max_concurrent_runs=1, max_queued_runs=0)
+
+    async def main() -> str:
+        with pytest.raises(UsageError, match="without validation"):
+            await executor.run(bad)
+        return (await executor.execute(TASK)).status
+
+    assert "succeeded" == run_clean(main())
+
+
+class Tenant(Message):
+    """A message of a user's own."""
+
+    tenant: str = "acme"
+
+
+def test_a_message_of_a_user_s_own_kind_is_one():
+    async def act(message: Message, context: Any) -> NodeResult:
+        mine = Tenant(trace_id=message.trace_id, source_node="work", payload=message.payload)
+        return NodeResult(success=True, output_messages=[mine])
+
+    nodes = {"work": PLAIN, "then": node("transform", retry_count=2, retry_delay_ms=1)}
+    graph = a_graph(nodes, [("start", "work"), ("work", "then"), ("then", "end")])
+    result = go(an_executor(graph, {"work": act, "then": fails(ErrorCode.MODEL_ERROR)}))
+
+    assert ("MODEL_ERROR", 3) == (code(result), count(result, EventKind.ATTEMPT_STARTED, "then"))
 
 
 def spoils(value: Any) -> Any:

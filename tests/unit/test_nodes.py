@@ -514,6 +514,19 @@ def test_a_call_that_fails_in_any_way_is_a_model_error(raised):
     assert ErrorCode.MODEL_ERROR is caught.value.code
 
 
+@pytest.mark.parametrize("error_code", [ErrorCode.MODEL_ERROR, ErrorCode.TOOL_ERROR])
+def test_what_a_client_s_error_asks_for_and_where_it_came_from_is_kept(error_code):
+    said = NodeError(error_code, "busy", details={"retry_after_s": 1})
+    said.__cause__ = OSError("reset")
+    with pytest.raises(NodeError) as caught:
+        alone(ModelConfig(model="a"), model=ScriptedModel({"a": said}))
+
+    assert {"retry_after_s": 1} == caught.value.details
+    causes = [caught.value.__cause__, caught.value.__cause__ and caught.value.__cause__.__cause__]
+    assert any(isinstance(cause, OSError) for cause in causes)
+    assert caught.value not in causes
+
+
 def test_a_model_name_that_no_message_could_carry_is_a_failed_call():
     class Named:
         async def complete(self, request: ModelRequest) -> ModelResponse:

@@ -548,3 +548,20 @@ def test_a_stream_whose_task_is_cancelled_before_its_first_turn_gives_its_place_
         return stream.result.status
 
     assert "succeeded" == run_clean(main())
+
+
+def test_a_stream_that_no_task_can_be_made_for_gives_its_place_and_id_back():
+    def refuses(loop: asyncio.AbstractEventLoop, coro: Any, **how: Any) -> asyncio.Task[Any]:
+        raise ValueError("no tasks here")
+
+    executor = streaming(max_concurrent_runs=1, max_queued_runs=0)
+
+    async def main() -> str:
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(refuses)
+        with pytest.raises(ValueError, match="no tasks here"):
+            opened(executor)
+        loop.set_task_factory(None)
+        return (await executor.execute(TaskPayload(content="q"), run_id="r")).status
+
+    assert "succeeded" == asyncio.run(main())

@@ -36,7 +36,10 @@ async def ask(request: ModelRequest, context: ExecutionContext, *, limit_ms: int
             raise
         # A call that fails is `MODEL_ERROR`, whatever code its client gave it.
         recoverable = getattr(error, "recoverable", False) is True
-        raise ModelError(f"{request.model}: {text_of(error)}", recoverable=recoverable) from error
+        details = getattr(error, "details", None)
+        text = f"{request.model}: {text_of(error)}"
+        more = {**details} if isinstance(details, dict) else None
+        raise ModelError(text, details=more, recoverable=recoverable) from error
     except BaseException as error:
         if isinstance(error, asyncio.CancelledError) and is_being_cancelled():
             raise
