@@ -15,7 +15,7 @@ import types
 # Made for loops and tasks that are not asyncio's own: "Extending" in Python's documentation of asyncio.
 from asyncio.tasks import _enter_task, _leave_task, current_task
 from collections.abc import Callable, Coroutine, Generator
-from contextvars import Context, ContextVar, copy_context
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import cache, partial
 from sys import getrefcount
@@ -24,10 +24,8 @@ from weakref import getweakrefcount
 
 AnyTask = asyncio.Task[Any]
 
-#: How many runs lie around what runs now, each begun by a node of the one before.
-_DEPTH: ContextVar[int] = ContextVar("tinyllm_depth", default=0)
-#: A run inside another begins on a stack of its own where more than this share of the frames Python allows is used up.
-STACK_SHARE = 4
+#: Where more than this share of the frames that Python allows is used up, a run begins on a stack of its own.
+STACK_SHARE = 1 / 4
 
 
 def _references_of_a_local() -> int:
@@ -49,19 +47,21 @@ class Raised:
 class EagerTasks:
     """Starts coroutines one after another, without a turn of the loop between them."""
 
-    __slots__ = ("_loop", "_pristine", "_spare", "_unborn")
+    __slots__ = ("_body", "_loop", "_pristine", "_spare", "_unborn")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._pristine = copy_context()
-        self._pristine.run(_DEPTH.set, _DEPTH.get() + 1)
         self._unborn = _unborn(_kind_of_tasks(loop))
         #: A task of which nobody knows yet, for the next that is started; None while one runs in it.
         self._spare: AnyTask | None = None
+        #: What the newest of them runs.
+        self._body: Started
 
     def _new_task(self) -> AnyTask:
+        self._body = Started(self._loop, self._pristine)
         task: AnyTask = self._unborn.__new__(self._unborn)
-        object.__setattr__(task, _BODY, Started(self._loop, self._pristine))
+        object.__setattr__(task, _BODY, self._body)
         return task
 
     def start(self, coroutine: Coroutine[Any, Any, Any], *name: str) -> Any:
@@ -72,10 +72,11 @@ class EagerTasks:
         returned before that arrived, has raised CancelledError. Raises KeyboardInterrupt, as the loop would.
         """
         loop = self._loop
-        task = self._spare or self._new_task()
+        task = self._spare
+        if task is None:
+            task = self._new_task()
         # Nobody else may take it: what runs may run the loop, which may start another.
-        self._spare = None
-        body: Started = _get(task, _BODY)
+        self._spare, body = None, self._body
         # Always a new one: whether a coroutine set something could only be found by asking its values for equality.
         body.name, body.context = name, self._pristine.copy()
         starter = current_task(loop)
@@ -104,7 +105,7 @@ class EagerTasks:
             # One that somebody keeps is nobody else's; it becomes real, and ends, when it is asked anything. Not now:
             # what garbage still holds, and when that is collected, must not decide how many tasks there are.
             if getrefcount(task) == _OURS and not getweakrefcount(task):
-                self._spare = task
+                self._spare, self._body = task, body
         # A request that was taken back says nothing, whether or not it would still have arrived.
         elif task.cancelling() and type(outcome) is not Raised:
             return Raised(asyncio.CancelledError())
@@ -152,15 +153,13 @@ async def _go_on(body: Started) -> None:
     await body
 
 
-def nested_too_deep() -> bool:
-    """Whether runs that lie inside each other have used up so much of the stack that the next needs one of its own."""
-    if not _DEPTH.get():
+def stack_is_short() -> bool:
+    """Whether so much of the stack is used up, by runs inside runs say, that what begins needs one of its own."""
+    try:
+        sys._getframe(int(sys.getrecursionlimit() * STACK_SHARE))
+    except ValueError:
         return False
-    left = sys.getrecursionlimit() // STACK_SHARE
-    frame: types.FrameType | None = sys._getframe()
-    while frame is not None and left:
-        frame, left = frame.f_back, left - 1
-    return frame is not None
+    return True
 
 
 @types.coroutine

@@ -23,7 +23,7 @@ from tinyllm.config import (
     RouterConfig,
     ToolConfig,
 )
-from tinyllm.eager import Started, nested_too_deep, one_turn, start_own
+from tinyllm.eager import Started, one_turn, stack_is_short, start_own
 from tinyllm.errors import UsageError
 from tinyllm.graph import Graph
 from tinyllm.message import Message, TaskPayload, checked_json, checked_text, new_id, unfit, utc_now
@@ -147,7 +147,8 @@ class Executor:
 
     def _message_of(self, task: TaskPayload) -> Message:
         message_id, trace_id, created_at = self.ids(), self.ids(), self.clock()
-        _require(datetime, created_at, "a moment from `clock`")
+        if not isinstance(created_at, datetime):
+            raise UsageError(f"`clock` must give a datetime, not {_kind(created_at)}")
         try:
             return Message.of_task(task, message_id=message_id, trace_id=trace_id, created_at=created_at)
         except (AttributeError, TypeError, ValidationError, ValueError) as error:
@@ -228,7 +229,7 @@ class Executor:
         try:
             if turn is not None:
                 await run.wait_for(turn)
-            elif nested_too_deep():
+            elif stack_is_short():
                 await one_turn()
             return await run.walk()
         finally:

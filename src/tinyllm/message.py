@@ -409,8 +409,14 @@ def _message(
 def has_texts_as_ids(message: Message) -> bool:
     """Whether a message's ids are texts, and can be in JSON: a child takes them over as they are."""
     fields = message.__dict__
-    ids = (fields.get("message_id"), fields.get("trace_id"), fields.get("parent_id") or "")
-    return all(type(text) is str and text.isascii() for text in ids)
+    message_id, trace_id, parent_id = fields.get("message_id"), fields.get("trace_id"), fields.get("parent_id")
+    return (
+        type(message_id) is str
+        and message_id.isascii()
+        and type(trace_id) is str
+        and trace_id.isascii()
+        and (parent_id is None or (type(parent_id) is str and parent_id.isascii()))
+    )
 
 
 def unfit(message: Message) -> str | None:
