@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -24,6 +25,9 @@ SHOWN_CHARS = 1_000
 ELAPSED_TOLERANCE_NS = 1_000
 
 
+_PLAIN = re.compile("[A-Za-z0-9 ]+")
+#: Shorter ones could stand in any text.
+WORDS_CHARS_MIN = 8
 #: What every ErrorInfo has as JSON: wherever in a payload these keys stand together, an error stands.
 _ERROR_KEYS = frozenset(ErrorInfo.model_fields)
 
@@ -40,7 +44,26 @@ def unjudged(history: History, record: RunRecord) -> str | None:
         return "max_message_bytes counts the ids and times of messages"
     if history.config.breaker is not None and not _is_alone(history, record):
         return "it shared circuit breakers with other runs"
+    if _holds_words(record.result):
+        return "what an error says became text, and its words are free"
     return None
+
+
+def _holds_words(result: RunResult) -> bool:
+    """Whether a text of the last payload holds what some failed attempt said: a tool or a template put it there."""
+    said = [str(event.details.get("message", "")) for event in result.trace if event.kind is EventKind.ATTEMPT_ENDED]
+    # Escaped as often as texts lie inside texts, so that only plain words can be looked for.
+    words = [max(_PLAIN.findall(text), key=len, default="") for text in said]
+    words = [word for word in words if len(word) >= WORDS_CHARS_MIN]
+    return bool(words) and any(word in text for text in _texts(_comparable(result.message.payload)) for word in words)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 def _is_alone(history: History, record: RunRecord) -> bool:

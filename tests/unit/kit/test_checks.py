@@ -865,3 +865,31 @@ def test_a_life_that_goes_on_longer_differs(plain):
 )
 def test_nothing_of_a_history_is_left_out_of_the_comparison(plain, changes):
     assert "bad" == deterministic(plain, replace(plain, **changes)).verdict
+
+
+def test_a_run_that_made_text_of_what_an_error_says_is_not_judged():
+    nodes = {
+        "work": node("fanout", target_nodes=["ask", "say"], aggregation_strategy="all"),
+        "ask": node("tool", tool_id="calculator"),
+        "say": node("transform"),
+        "last": node("tool", tool_id="json_flatten", input_mapping={"data": "structured"}),
+    }
+    graph = a_graph(nodes, [("start", "work"), ("work", "last"), ("last", "end")])
+    history = play(Scenario(runs=(RunPlan(content="what is this"),)), graph)
+
+    assert history.runs[0].result is not None
+    assert "succeeded" == history.runs[0].result.status
+    assert "what an error says became text, and its words are free" == unjudged(history, history.runs[0])
+    assert () == tuple(agrees(history))
+
+
+def test_a_run_whose_errors_stand_as_errors_is_judged():
+    nodes = {
+        "work": node("fanout", target_nodes=["ask", "say"], aggregation_strategy="all"),
+        "ask": node("tool", tool_id="calculator"),
+        "say": node("transform"),
+    }
+    graph = a_graph(nodes, [("start", "work"), ("work", "end")])
+    history = play(Scenario(runs=(RunPlan(content="what is this"),)), graph)
+
+    assert unjudged(history, history.runs[0]) is None
