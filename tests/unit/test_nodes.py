@@ -34,6 +34,7 @@ from tinyllm.nodes import NODES, make_node
 from tinyllm.nodes.asking import ask, default_prompt, meant_name
 from tinyllm.nodes.base import passed_on, success
 from tinyllm.nodes.fanout import count_votes, winning_vote
+from tinyllm.testing import reference_text
 from tinyllm.trace import EventKind, RunResult
 
 pytestmark = pytest.mark.unit
@@ -998,7 +999,7 @@ def test_a_nested_fanout_s_failures_do_not_hide_the_outer_ones():
 
     assert result.error is not None
     assert "a" == result.error.node_id
-    assert ["a", "b"] == [failure["node"] for failure in result.error.details["failures"]]
+    assert ["inner", "b"] == [failure["node"] for failure in result.error.details["failures"]]
 
 
 def test_an_error_that_kills_only_its_node_leaves_the_other_branches_alone():
@@ -1060,3 +1061,41 @@ def test_a_fanout_alone_names_itself_when_nobody_agrees():
     assert error is not None
     assert (ErrorCode.GATE_FAILED, "n") == (error.code, error.node_id)
     assert {"one": 1, "other": 1} == error.details["votes"]
+
+
+@pytest.mark.parametrize(
+    ("names", "answer", "meant"),
+    [
+        (["c#", "c++"], "c++.", "c++"),
+        (["c#", "c++"], '"C++"', "c++"),
+        (["c++", "c#"], "(C#)", "c#"),
+        (["c", "c++"], "c++!", "c++"),
+        (["c++", "c"], "c.", "c"),
+        (["c#", "c++"], "c", "c#"),
+        (["c#"], "c++", "c#"),
+        (["c#", "c++"], "I choose c++", "c++"),
+        (["-a-", "a"], "-a.", "a"),
+    ],
+)
+def test_between_names_that_differ_in_outer_signs_only_the_longest_in_the_answer_is_meant(names, answer, meant):
+    assert meant == meant_name(answer, names)
+    place = reference_text.meant(answer, names)
+    assert place is not None
+    assert meant == names[place]
+
+
+def test_failures_of_a_fanout_are_told_by_its_targets():
+    nodes = {
+        "fan": node("fanout", target_nodes=["t1", "t2"], aggregation_strategy="all"),
+        "t1": node("timeout", inner_node="m"),
+        "t2": node("timeout", inner_node="m"),
+        "m": node("model"),
+    }
+    graph = a_graph(nodes, [("start", "fan"), ("fan", "end")])
+    result = go(an_executor(graph, {"m": fails()}))
+
+    assert result.error is not None
+    assert ("m", ["t1", "t2"]) == (
+        result.error.node_id,
+        [failure["node"] for failure in result.error.details["failures"]],
+    )

@@ -116,7 +116,11 @@ def prompt_named(prompt_id: str | None, context: ExecutionContext) -> str | None
 
 
 def equal_name(answer: str, names: Sequence[str]) -> str | None:
-    """The name that `answer` equals without case and outer white space, else without outer punctuation, or None."""
+    """The name that `answer` equals without case and outer white space, else without outer punctuation, or None.
+
+    Of names that differ in their own outer punctuation only, the longest that stands in the answer counts, else the
+    first.
+    """
     return Names(names).equal(answer)
 
 
@@ -140,16 +144,24 @@ class Names:
 
     def __init__(self, names: Sequence[str]) -> None:
         self.folded: dict[str, str] = {}
-        self._bare: dict[str, str] = {}
+        #: Folded names by what is left of them without outer punctuation.
+        self._bare: dict[str, list[str]] = {}
         for name in names:
-            self.folded.setdefault(_folded(name), name)
-            self._bare.setdefault(_bare(name), name)
-        self.folded.pop("", None)
+            folded = _folded(name)
+            if folded and folded not in self.folded:
+                self.folded[folded] = name
+                self._bare.setdefault(_bare(name), []).append(folded)
         self._bare.pop("", None)
 
     def equal(self, answer: str) -> str | None:
         """See `equal_name`."""
-        return self.folded.get(_folded(answer)) or self._bare.get(_bare(answer))
+        folded = _folded(answer)
+        if folded in self.folded:
+            return self.folded[folded]
+        alike = self._bare.get(_bare(answer), [])
+        # Between c, c# and c++ the answer "c++." means the last: of those that stand in it, the longest.
+        nearest = max((name for name in alike if name in folded), key=len, default=alike[0] if alike else None)
+        return None if nearest is None else self.folded[nearest]
 
 
 def _folded(text: str) -> str:

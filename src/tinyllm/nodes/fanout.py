@@ -91,7 +91,11 @@ class FanoutNode(BaseNode):
 
     def _failed(self, config: FanoutConfig, joined: Joined, why: str) -> NodeResult:
         failures = [outcome.error for outcome in joined.outcomes if outcome is not None and outcome.error is not None]
-        listed = [{"node": e.node_id, "code": e.code.value, "message": e.message} for e in failures]
+        listed = [
+            {"node": target, "code": outcome.error.code.value, "message": outcome.error.message}
+            for target, outcome in zip(config.target_nodes, joined.outcomes, strict=True)
+            if outcome is not None and outcome.error is not None
+        ]
         details = {**_told(config, joined), "failures": listed}
         if failures:
             first = failures[0]

@@ -160,8 +160,12 @@ def equalled(answer: str, names: Sequence[str]) -> int | None:
     said = _folded(answer)
     if said in by_name:
         return by_name[said]
-    bare = [index for name, index in by_name.items() if _bare(said) == _bare(name) != ""]
-    return bare[0] if bare else None
+    bare = {name: index for name, index in by_name.items() if _bare(said) == _bare(name) != ""}
+    # Which punctuation is the name's own: as much of it as the answer has.
+    for name in sorted(bare, key=len, reverse=True):
+        if name in said:
+            return bare[name]
+    return next(iter(bare.values()), None)
 
 
 def has_word(text: str, word: str) -> bool:
