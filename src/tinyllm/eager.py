@@ -162,6 +162,10 @@ def stack_is_short() -> bool:
     return True
 
 
+#: So many steps may follow each other without a turn of the loop, whether or not they wait.
+TURN_EVERY = 100
+
+
 @types.coroutine
 def one_turn() -> Generator[None, None, None]:
     """Let everybody else have a turn: `asyncio.sleep(0)` without its two layers."""

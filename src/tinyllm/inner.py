@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinyllm.context import Joined, StepOutcome
-from tinyllm.eager import Started, start_own
+from tinyllm.eager import TURN_EVERY, Started, one_turn, start_own
 from tinyllm.errors import ErrorCode
 from tinyllm.message import ErrorInfo, Message, MessagePayload, child_owning
 from tinyllm.scopes import CutShort, Scope
@@ -115,6 +115,7 @@ class InnerLimit:
         self._source = source
         self._path = path
         self._scope = scope
+        self._runs = 0
 
     def __enter__(self) -> InnerLimit:
         return self
@@ -134,6 +135,9 @@ class InnerLimit:
     ) -> StepOutcome | None:
         """See `Limit.run`."""
         stepper = self._stepper
+        self._runs += 1
+        if self._runs % TURN_EVERY == 0:
+            await one_turn()
         child = stepper.child(message, self._source, node_id, payload.copied())
         try:
             node = stepper.executor.nodes[node_id]

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from tinyllm import expressions
 from tinyllm.config import EdgeDefinition, ExitConfig
 from tinyllm.context import StepOutcome
+from tinyllm.eager import TURN_EVERY, one_turn
 from tinyllm.errors import ErrorCode, ExpressionError
 from tinyllm.failures import clean, spoiled_error
 from tinyllm.held import HeldMessages, UnfitError
@@ -116,6 +117,9 @@ class Run:
                 ending = None
                 while ending is None:
                     walk.visit += 1
+                    if walk.visit % TURN_EVERY == 0:
+                        # A run that never waits must not keep its loop from everybody else, or nobody could cancel it.
+                        await one_turn()
                     node = nodes[walk.node_id]
                     begun = stepper.begin(node, walk.message, str(walk.visit), scope, self._variables)
                     outcome = begun if type(begun) is StepOutcome else await stepper.rest(begun, walk.message)

@@ -597,6 +597,31 @@ def test_a_caller_with_many_runs_that_never_wait_lets_others_go_on_and_can_be_ca
     assert run_clean(main()) is True
 
 
+ROUND = a_graph(
+    {"work": node("transform"), "work2": node("transform")},
+    [("start", "work"), ("work", "work2"), ("work2", "work"), ("work2", "end", "content == 'never'", 5)],
+    allow_cycles=True,
+)
+LOOP = a_graph(
+    {"loop": node("loop", body_node="body", max_iterations=1_000), "body": node("transform")},
+    [("start", "loop"), ("loop", "end")],
+)
+
+
+@pytest.mark.parametrize("graph", [ROUND, LOOP], ids=["visits", "iterations"])
+def test_a_run_that_never_waits_lets_others_go_on_and_can_be_cancelled(graph):
+    executor = an_executor(graph, max_steps=1_000_000)
+
+    async def main() -> tuple[str, bool]:
+        run = asyncio.create_task(executor.execute(TASK, run_id="r"))
+        await asyncio.sleep(0)
+        assert executor.cancel("r")
+        result = await run
+        return result.status, 50 < result.nodes_executed < 500
+
+    assert ("cancelled", True) == run_clean(main())
+
+
 def test_of_runs_that_ended_nothing_is_held_but_their_results():
     """Also while their callers have not gone on yet: a thousand at once would keep the garbage collector busy."""
     executor = an_executor(a_line(*QUICK))
