@@ -110,13 +110,19 @@ class Stepper:
         if breaker is not None or node.wraps:
             attempt.permit = permit
             return attempt
+        # As in `_begun`, without a call more for each of the steps that make up most runs.
         try:
-            outcome = self._begun(attempt, message)
-        except CutShort:
-            self._check_tokens(scope)
+            execute = node.execute(message, attempt) if node.is_async else called(node.execute, message, attempt)
+            result = self.tasks.start(execute, node.id, path)
+            if type(result) is Started:
+                attempt.begun = result
+                return attempt
+            outcome = self._ended(attempt, result, message)
+        except BaseException as error:
+            self._cut_off(attempt, error)
+            if isinstance(error, CutShort):
+                self._check_tokens(scope)
             raise
-        if outcome is None:
-            return attempt
         if outcome.error is not None:
             attempt.begun = outcome
             return attempt
