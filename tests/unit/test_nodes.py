@@ -16,6 +16,7 @@ from tests.support.models import ScriptedModel
 from tests.support.nodes import Wrapping, fails, in_turn, noting, now_ms, raises, says
 from tests.support.runs import a_graph, a_message, an_executor, code, count, events, go, node, run_clean
 from tinyllm.config import (
+    CompoundRoute,
     EntryConfig,
     ExitConfig,
     FanoutConfig,
@@ -34,6 +35,7 @@ from tinyllm.nodes import NODES, make_node
 from tinyllm.nodes.asking import ask, default_prompt, meant_name
 from tinyllm.nodes.base import passed_on, success
 from tinyllm.nodes.fanout import count_votes, winning_vote
+from tinyllm.nodes.router import best_compound
 from tinyllm.testing import reference_text
 from tinyllm.trace import EventKind, RunResult
 
@@ -1099,3 +1101,10 @@ def test_failures_of_a_fanout_are_told_by_its_targets():
         result.error.node_id,
         [failure["node"] for failure in result.error.details["failures"]],
     )
+
+
+def test_a_domain_is_named_by_the_name_that_it_equals_and_by_no_other():
+    compound = CompoundRoute(domains=("C++", "c"), target="both")
+
+    assert best_compound([compound], ["c"], ["c", "C++"]) is None
+    assert compound is best_compound([compound], ["c", "C++"], ["c", "C++"])

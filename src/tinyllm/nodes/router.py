@@ -110,7 +110,7 @@ class RouterNode(BaseNode):
     ) -> NodeResult:
         names = [route.name for route in self._routes]
         labels = labels_of(answer, names)[: config.max_labels]
-        compound = best_compound(config.compound_routes, labels)
+        compound = best_compound(config.compound_routes, labels, names)
         if compound is not None:
             published = {"route": "+".join(compound.domains), "routes": labels, "compound_route": True}
             return success(passed_on(message, context, **published), compound.target)
@@ -136,8 +136,13 @@ def labels_of(answer: str, names: Sequence[str]) -> list[str]:
     return [*dict.fromkeys(name for name in found if name is not None)]
 
 
-def best_compound(routes: Sequence[CompoundRoute], labels: Sequence[str]) -> CompoundRoute | None:
-    """Of the compound routes whose domains are all among the labels, the one with most domains; then by priority."""
-    known = Names(labels)
-    matching = [route for route in routes if all(known.equal(domain) for domain in route.domains)]
+def best_compound(
+    routes: Sequence[CompoundRoute], labels: Sequence[str], names: Sequence[str]
+) -> CompoundRoute | None:
+    """Of the compound routes whose domains are all among the labels, the one with most domains; then by priority.
+
+    A domain is that of the names it equals: `C++` is no `c` because only `c` was answered.
+    """
+    known = Names(names)
+    matching = [route for route in routes if all(known.equal(domain) in labels for domain in route.domains)]
     return max(matching, key=lambda route: (len(route.domains), route.priority), default=None)

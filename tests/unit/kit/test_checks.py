@@ -893,3 +893,17 @@ def test_a_run_whose_errors_stand_as_errors_is_judged():
     history = play(Scenario(runs=(RunPlan(content="what is this"),)), graph)
 
     assert unjudged(history, history.runs[0]) is None
+
+
+def test_a_run_that_made_text_of_a_target_s_cut_off_is_not_judged():
+    nodes = {
+        "work": node("fanout", target_nodes=["ask", "say"], aggregation_strategy="all", timeout_ms=5),
+        "ask": node("model"),
+        "say": node("transform"),
+        "last": node("tool", tool_id="json_flatten", input_mapping={"data": "structured"}),
+    }
+    graph = a_graph(nodes, [("start", "work"), ("work", "last"), ("last", "end")])
+    history = play(Scenario(), graph)
+
+    assert "what an error says became text, and its words are free" == unjudged(history, history.runs[0])
+    assert () == tuple(agrees(history))
