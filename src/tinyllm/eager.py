@@ -17,7 +17,7 @@ from asyncio.tasks import _enter_task, _leave_task, current_task
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from sys import getrefcount
 from typing import Any
 from weakref import getweakrefcount
@@ -138,14 +138,18 @@ def start_own(coroutine: Coroutine[Any, Any, Any], *name: str) -> Any:
         raise
     if runs is not body:
         # What the factory put around it may have been cancelled before it came to this.
-        task.add_done_callback(partial(_closed, runs, body))
+        when_done(task, runs.close, body.close)
     return body
 
 
-def _closed(*coroutines: Any) -> None:
-    """Close all but the last, the task that has ended."""
-    for coroutine in coroutines[:-1]:
-        coroutine.close()
+def when_done(task: AnyTask, *calls: Callable[[], object]) -> None:
+    """Make these calls, in order, once `task` has ended."""
+
+    def make_them(_: object) -> None:
+        for call in calls:
+            call()
+
+    task.add_done_callback(make_them)
 
 
 async def _go_on(body: Started) -> None:

@@ -163,12 +163,8 @@ class Shape:
 
     def chosen_ways(self, node_id: str) -> tuple[str, ...]:
         """The targets in the config of a router, of a gate, or of a timeout around one."""
-        node = self.nodes.get(node_id)
-        passed: set[str] = set()
-        while node is not None and node.type is NodeType.TIMEOUT and node.id not in passed:
-            # A timeout passes on the way that its inner node names; one inside itself is refused elsewhere.
-            passed.add(node.id)
-            node = self.nodes.get(node.config.wrapped()[0])
+        # A timeout passes on the way that its inner node names.
+        _, node = self._timeouts_around(node_id)
         return () if node is None else node.config.ways()
 
     def names_its_way(self, node_id: str) -> bool:
@@ -176,14 +172,22 @@ class Shape:
 
         A timeout around a router does not if it succeeds when the time is up.
         """
+        timeouts, node = self._timeouts_around(node_id)
+        if node is None or any(timeout.on_timeout != "error" for timeout in timeouts):
+            return False
+        return node.type in (NodeType.GATE, NodeType.ROUTER) or bool(node.config.ways())
+
+    def _timeouts_around(self, node_id: str) -> tuple[list[TimeoutConfig], NodeDefinition | None]:
+        """The timeouts from this node inwards, none if it is not one, and the first node inside that is none."""
         node = self.nodes.get(node_id)
+        timeouts: list[TimeoutConfig] = []
         passed: set[str] = set()
+        # One inside itself is refused elsewhere.
         while node is not None and isinstance(node.config, TimeoutConfig) and node.id not in passed:
-            if node.config.on_timeout != "error":
-                return False
             passed.add(node.id)
+            timeouts.append(node.config)
             node = self.nodes.get(node.config.inner_node)
-        return node is not None and (node.type in (NodeType.GATE, NodeType.ROUTER) or bool(node.config.ways()))
+        return timeouts, node
 
     def _reached(self, starts: Iterable[str]) -> dict[str, None]:
         reached: dict[str, None] = {}

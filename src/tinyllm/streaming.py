@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any
 
+from tinyllm.eager import when_done
 from tinyllm.errors import UsageError
 from tinyllm.running import Run
 from tinyllm.trace import RunResult, TraceEvent
@@ -34,7 +34,7 @@ class RunStream:
             let_go()
             raise
         # A task that is cancelled before its first turn runs nothing of its coroutine, not even what is in `finally`.
-        self._task.add_done_callback(partial(_over, until_ended, let_go))
+        when_done(self._task, until_ended.close, let_go)
         self._task.add_done_callback(self._wake)
 
     @property
@@ -94,8 +94,3 @@ class RunStream:
         for woken in self._waiting:
             if not woken.done():
                 woken.set_result(None)
-
-
-def _over(until_ended: Coroutine[Any, Any, RunResult], let_go: Callable[[], None], _: object) -> None:
-    until_ended.close()
-    let_go()

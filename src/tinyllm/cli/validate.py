@@ -94,8 +94,9 @@ def _beyond_the_graph(reader: Reader) -> Iterator[Finding]:
     from tinyllm.config.promises import promise_findings
 
     yield from tool_findings(reader.nodes)
-    if not reader.errors and (reader.document.value.get("metadata") or {}).get("promises") is not None:
-        yield from promise_findings(reader.definition().metadata["promises"], reader.document)
+    promises = None if reader.errors else reader.definition().metadata.get("promises")
+    if promises is not None:
+        yield from promise_findings(promises, reader.document)
 
 
 def _lines(verdict: _Verdict, *, strict: bool) -> list[str]:

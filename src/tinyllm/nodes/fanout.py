@@ -90,15 +90,15 @@ class FanoutNode(BaseNode):
         return success(context.child_owning(message, payload))
 
     def _failed(self, config: FanoutConfig, joined: Joined, why: str) -> NodeResult:
-        failures = [outcome.error for outcome in joined.outcomes if outcome is not None and outcome.error is not None]
-        listed = [
-            {"node": target, "code": outcome.error.code.value, "message": outcome.error.message}
+        failures = [
+            (target, outcome.error)
             for target, outcome in zip(config.target_nodes, joined.outcomes, strict=True)
             if outcome is not None and outcome.error is not None
         ]
+        listed = [{"node": target, "code": e.code.value, "message": e.message} for target, e in failures]
         details = {**_told(config, joined), "failures": listed}
         if failures:
-            first = failures[0]
+            _, first = failures[0]
             text = f"{why}; {first.node_id}: {first.message}"
             # `failures` comes last: a nested fanout's own list must not hide this one's.
             error = first.model_copy(update={"message": text, "details": {**first.details, **details}})
