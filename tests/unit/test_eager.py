@@ -38,6 +38,14 @@ class Counting(SimulatedLoop):
         super().remember(task)
 
 
+def on_a_counting_loop(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    loop = Counting()
+    try:
+        return loop.run_until_complete(main())
+    finally:
+        loop.close()
+
+
 def on_every_loop(main: Callable[[], Coroutine[Any, Any, Any]]) -> list[Any]:
     """The results on the simulated loop, on asyncio's, and on that with a task factory."""
 
@@ -137,11 +145,7 @@ def test_whoever_walks_all_objects_and_asks_for_their_kind_makes_no_task():
         assert tasks_seen
         return loop.tasks_made - before
 
-    loop = Counting()
-    try:
-        assert 0 == loop.run_until_complete(main())
-    finally:
-        loop.close()
+    assert 0 == on_a_counting_loop(main)
 
 
 def test_a_task_that_nobody_looked_at_can_be_looked_at_after_its_node_has_ended():
@@ -203,11 +207,7 @@ def test_neither_errors_nor_garbage_decide_how_many_tasks_there_are():
         started(fails(), leaves_garbage(), keeps(), fails(), sees_its_task())
         return loop.tasks_made - before
 
-    loop = Counting()
-    try:
-        assert 0 == loop.run_until_complete(main())
-    finally:
-        loop.close()
+    assert 0 == on_a_counting_loop(main)
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="there an error's frames keep those of their callers")
@@ -548,11 +548,7 @@ def test_a_run_that_never_waits_costs_no_task_and_one_turn_of_the_loop():
         result = await executor.execute(TASK)
         return result.status, loop.tasks_made - before[0], loop.steps - before[1]
 
-    loop = Counting()
-    try:
-        assert ("succeeded", 0, 1) == loop.run_until_complete(main())
-    finally:
-        loop.close()
+    assert ("succeeded", 0, 1) == on_a_counting_loop(main)
 
 
 def test_a_fanout_costs_a_task_only_for_targets_that_wait():
@@ -572,11 +568,7 @@ def test_a_fanout_costs_a_task_only_for_targets_that_wait():
         # The run itself waits too.
         return result.status, loop.tasks_made - before
 
-    loop = Counting()
-    try:
-        assert ("succeeded", 3) == loop.run_until_complete(main())
-    finally:
-        loop.close()
+    assert ("succeeded", 3) == on_a_counting_loop(main)
 
 
 def test_a_caller_with_many_runs_that_never_wait_lets_others_go_on_and_can_be_cancelled():

@@ -6,6 +6,7 @@ import difflib
 import heapq
 import reprlib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -42,6 +43,12 @@ def an_error(code: str, message: str, **more: Any) -> Problem:
 def a_warning(code: str, message: str, **more: Any) -> Problem:
     """A warning without its place, which `Reader.report` adds."""
     return Problem(code=code, message=message, path="", severity="warning", **more)
+
+
+def placed(problem: Problem, path: PathKey, document: Document | None) -> Problem:
+    """`problem`, found at `path` of the document, with its position there; without a document it has none."""
+    line, column = (document.position(path) if document else None) or (None, None)
+    return replace(problem, path=spelled(path), line=line, column=column)
 
 
 #: Conditions have Python's syntax, and these are YAML's and JSON's.

@@ -18,8 +18,8 @@ from tinyllm.config.problems import (
     first_details,
     first_in_file,
     likeness,
+    placed,
     short,
-    spelled,
 )
 from tinyllm.config.transform import PARAMS
 from tinyllm.documents import Document, PathKey
@@ -89,19 +89,8 @@ class Reader:
 
     def report(self, path: PathKey, problem: Problem) -> None:
         """Add `problem`, found at `path` of the document, with its position there."""
-        line, column = self.document.position(path) or (None, None)
-        placed = Problem(
-            code=problem.code,
-            message=problem.message,
-            path=spelled(path),
-            line=line,
-            column=column,
-            value=problem.value,
-            hint=problem.hint,
-            severity=problem.severity,
-        )
-        found = self.errors if placed.severity == "error" else self.warnings
-        found.append(placed)
+        found = self.errors if problem.severity == "error" else self.warnings
+        found.append(placed(problem, path, self.document))
         if len(found) == 2 * PROBLEMS_MAX:
             # A hostile file is wrong in all of its values; only the first are ever told.
             found[:] = first_in_file(found)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
-from tinyllm.config import FanoutConfig, ModelConfig, spelled
+from tinyllm.config import FanoutConfig, ModelConfig
+from tinyllm.config.problems import placed
 from tinyllm.config.promises import Promises, promise_findings
-from tinyllm.documents import PathKey
-from tinyllm.errors import ErrorCode, GraphConfigError, Problem
+from tinyllm.errors import ErrorCode, GraphConfigError
 from tinyllm.graph import Graph
 from tinyllm.testing.agreement import expected_without_faults, unjudged
 from tinyllm.testing.checks import Breach, Check
@@ -25,7 +24,8 @@ def promises_of(graph: Graph) -> Promises:
     if raw is None:
         return Promises()
     if found := [*promise_findings(raw, graph.document)]:
-        raise GraphConfigError(tuple(_placed(graph, *finding) for finding in found), source=_source(graph))
+        problems = tuple(placed(problem, path, graph.document) for path, problem in found)
+        raise GraphConfigError(problems, source=_source(graph))
     return Promises.model_validate(raw)
 
 
@@ -174,11 +174,6 @@ def _errors(history: History) -> Iterator[tuple[RunRecord, ErrorCode]]:
 def _breach(record: RunRecord, reason: str) -> Breach:
     assert record.result is not None
     return Breach(reason=reason, run=record.index, event=len(record.result.trace) - 1)
-
-
-def _placed(graph: Graph, path: PathKey, problem: Problem) -> Problem:
-    line, column = (graph.document.position(path) if graph.document else None) or (None, None)
-    return replace(problem, path=spelled(path), line=line, column=column)
 
 
 def _source(graph: Graph) -> str:
