@@ -13,7 +13,7 @@ from tinyllm.graph import Graph
 from tinyllm.testing.faults import FaultPlan, HostDown
 from tinyllm.testing.scenario import Scenario
 from tinyllm.testing.script import Says, hosts_of, leaves_of
-from tinyllm.testing.world import RunPlan
+from tinyllm.testing.graph_world import RunPlan
 from tinyllm_strategies.answers import answers_for, short_answers, voices
 from tinyllm_strategies.faults import fault_plans
 from tinyllm_strategies.graphs import graphs

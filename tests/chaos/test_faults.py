@@ -32,11 +32,11 @@ from tinyllm.testing.faults import (
     fault_from_json,
     fault_to_json,
 )
+from tinyllm.testing.graph_world import GraphWorld, RunPlan
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.network import Exchange, Network
 from tinyllm.testing.ollama_host import CallRecord, OllamaHost, Voice
 from tinyllm.testing.script import NS_PER_MS, SERVICE_MS, TOKENS_IN, Ask, Reply, Says, Script, hosts_of, models_of
-from tinyllm.testing.world import RunPlan, World
 
 pytestmark = pytest.mark.chaos
 
@@ -491,7 +491,7 @@ def test_a_run_without_retries_fails_by_a_fault_and_the_run_after_the_storm_succ
     graph = a_line()
     model = next(iter(hosts_of(graph)))
     faults = FaultPlan(lasting=(HostDown(host=hosts_of(graph)[model]),))
-    with World(graph, Script(hosts_of(graph), faults=faults)) as world:
+    with GraphWorld(graph, Script(hosts_of(graph), faults=faults)) as world:
         world.submit(RunPlan(content=content))
         history = world.finish()
 
@@ -500,7 +500,7 @@ def test_a_run_without_retries_fails_by_a_fault_and_the_run_after_the_storm_succ
 
 def test_an_empty_prompt_is_answered_like_any_other():
     graph = a_line()
-    with World(graph, Script(hosts_of(graph))) as world:
+    with GraphWorld(graph, Script(hosts_of(graph))) as world:
         world.submit(RunPlan(content=""))
         history = world.finish()
 

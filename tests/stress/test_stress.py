@@ -15,7 +15,7 @@ from tinyllm.testing.checks import ENGINE_CHECKS, judge
 from tinyllm.testing.faults import FaultPlan, OnCall, ServerError
 from tinyllm.testing.scenario import Scenario, play
 from tinyllm.testing.script import Says
-from tinyllm.testing.world import RunPlan
+from tinyllm.testing.graph_world import RunPlan
 from tinyllm_strategies import schedules
 
 pytestmark = pytest.mark.stress

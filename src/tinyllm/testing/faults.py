@@ -1,28 +1,41 @@
 """Faults: small frozen values that say what goes wrong, print as the code that makes them, and end.
 
-A fault on a call ends with that call. A fault that lasts has a start and a duration, and healing the world
-ends all of them at once. `FAULTS` names every kind; strategies, stories and JSON go through that table.
+A fault of one moment strikes at a *point*, a place in the world where something is asked for: the third
+request to a host, the first read of a disk. It ends with what it struck. A fault that lasts has a start and
+a duration, and healing the world ends all of them at once. Nothing here acts: these are values, and the
+parts of the world that act on them look at their types. `FAULTS` names every kind; strategies, stories and
+JSON go through that table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Final
 
 MS_MAX = 24 * 3_600_000
+#: The host on which a program runs that names none.
+HOME: Final = "local"
 
 
 class FaultError(ValueError):
     """A value that is no fault: says which part and what is allowed there."""
 
 
+#: The points at which a fault of one moment can strike, by the first word of their names.
+POINTS: Final = ("request", "connection", "datagram", "lookup", "tool", "read", "write", "sync", "await")
+
+
+# --- network: faults of one moment -----------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """The host answers `delay_ms` later than it would."""
+    """The host answers `delay_ms` later than it would; a connection or a datagram takes that much longer."""
 
     name: ClassVar[str] = "latency"
     family: ClassVar[str] = "network"
+    points: ClassVar[tuple[str, ...]] = ("request", "connection", "datagram", "lookup")
     delay_ms: int
 
     def __post_init__(self) -> None:
@@ -35,6 +48,32 @@ class Refused:
 
     name: ClassVar[str] = "refused"
     family: ClassVar[str] = "network"
+    points: ClassVar[tuple[str, ...]] = ("request", "connection")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reset:
+    """The connection breaks when `after_bytes` of what the host sends have arrived.
+
+    With 0 it breaks in the place of the first byte: of a request, where its answer would begin.
+    """
+
+    name: ClassVar[str] = "reset"
+    family: ClassVar[str] = "network"
+    points: ClassVar[tuple[str, ...]] = ("request", "connection")
+    after_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        _require("after_bytes", self.after_bytes, 0, 1 << 40)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadTimeout:
+    """The host takes what it is asked and never answers: only the client's own timeout ends it, or healing."""
+
+    name: ClassVar[str] = "read timeout"
+    family: ClassVar[str] = "network"
+    points: ClassVar[tuple[str, ...]] = ("request", "connection")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +82,105 @@ class CutMidBody:
 
     name: ClassVar[str] = "cut mid-body"
     family: ClassVar[str] = "network"
+    points: ClassVar[tuple[str, ...]] = ("request",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutMidStream:
+    """The first `chunks` chunks of the answer's body arrive whole, then the connection is gone.
+
+    Of an answer with fewer chunks all arrive but the end.
+    """
+
+    name: ClassVar[str] = "cut mid-stream"
+    family: ClassVar[str] = "network"
+    points: ClassVar[tuple[str, ...]] = ("request",)
+    chunks: int = 1
+
+    def __post_init__(self) -> None:
+        _require("chunks", self.chunks, 0, 1 << 20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowDrip:
+    """What the host sends arrives in pieces of `size_bytes`, and each takes `delay_ms`."""
+
+    name: ClassVar[str] = "slow drip"
+    family: ClassVar[str] = "network"
+    points: ClassVar[tuple[str, ...]] = ("request", "connection")
+    delay_ms: int = 1_000
+    size_bytes: int = 16
+
+    def __post_init__(self) -> None:
+        _require("delay_ms", self.delay_ms, 0, MS_MAX)
+        _require("size_bytes", self.size_bytes, 1, 1 << 40)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DuplicateChunk:
+    """Chunk `chunk` of the answer's body (from 0) arrives twice, or the last one if there are fewer.
+
+    No transport does this, but proxies, retries and servers do. A datagram arrives twice.
+    """
+
+    name: ClassVar[str] = "duplicate chunk"
+    family: ClassVar[str] = "network"
+    points: ClassVar[tuple[str, ...]] = ("request", "datagram")
+    chunk: int = 0
+
+    def __post_init__(self) -> None:
+        _require("chunk", self.chunk, 0, 1 << 20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReorderedChunks:
+    """Chunk `chunk` of the answer's body (from 0) and the one after it change places, or the last two.
+
+    Nothing happens to a body of one chunk. A datagram arrives after the next one to the same address.
+    """
+
+    name: ClassVar[str] = "reordered chunks"
+    family: ClassVar[str] = "network"
+    points: ClassVar[tuple[str, ...]] = ("request", "datagram")
+    chunk: int = 0
+
+    def __post_init__(self) -> None:
+        _require("chunk", self.chunk, 0, 1 << 20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DnsFailure:
+    """The host's name cannot be resolved."""
+
+    name: ClassVar[str] = "DNS failure"
+    family: ClassVar[str] = "network"
+    points: ClassVar[tuple[str, ...]] = ("lookup", "request")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostPacket:
+    """A datagram is lost. On a connection the first packet is, and sent again after 200 ms."""
+
+    name: ClassVar[str] = "lost packet"
+    family: ClassVar[str] = "network"
+    points: ClassVar[tuple[str, ...]] = ("datagram", "connection", "request")
+
+
+# --- model servers: faults of one moment -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimited:
+    """The host answers 429, with a Retry-After of `retry_after_s` seconds unless that is None."""
+
+    name: ClassVar[str] = "429"
+    family: ClassVar[str] = "model"
+    points: ClassVar[tuple[str, ...]] = ("request",)
+    retry_after_s: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.retry_after_s is not None:
+            _require("retry_after_s", self.retry_after_s, 0, MS_MAX // 1_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +189,7 @@ class ServerError:
 
     name: ClassVar[str] = "500"
     family: ClassVar[str] = "model"
+    points: ClassVar[tuple[str, ...]] = ("request",)
     status: int = 500
 
     def __post_init__(self) -> None:
@@ -58,34 +197,499 @@ class ServerError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostDown:
-    """The host is down: it refuses connections, and those that are open when it goes down break.
+class NoSuchRoute:
+    """The host knows no such route: 404 with the text of a web server, not the JSON of an API."""
 
-    From `start_ms` of the world's time for `duration_ms`; None lasts until the world is healed.
+    name: ClassVar[str] = "no such route"
+    family: ClassVar[str] = "model"
+    points: ClassVar[tuple[str, ...]] = ("request",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmptyBody:
+    """Status 200 with the right content type, and not a byte after the headers."""
+
+    name: ClassVar[str] = "empty body"
+    family: ClassVar[str] = "model"
+    points: ClassVar[tuple[str, ...]] = ("request",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TruncatedJson:
+    """The body ends in the middle of its JSON, and the connection is closed as if it were complete."""
+
+    name: ClassVar[str] = "truncated JSON"
+    family: ClassVar[str] = "model"
+    points: ClassVar[tuple[str, ...]] = ("request",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrongShape:
+    """The body is JSON, but not of the shape that was promised: a list where an object should be."""
+
+    name: ClassVar[str] = "wrong JSON shape"
+    family: ClassVar[str] = "model"
+    points: ClassVar[tuple[str, ...]] = ("request",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrongContentType:
+    """A proxy's page of HTML with status 200 in the place of the answer."""
+
+    name: ClassVar[str] = "wrong content type"
+    family: ClassVar[str] = "model"
+    points: ClassVar[tuple[str, ...]] = ("request",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GarbageBytes:
+    """The body is bytes that are no UTF-8."""
+
+    name: ClassVar[str] = "garbage bytes"
+    family: ClassVar[str] = "model"
+    points: ClassVar[tuple[str, ...]] = ("request",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrongModel:
+    """A well-formed answer of another model than was asked."""
+
+    name: ClassVar[str] = "wrong model"
+    family: ClassVar[str] = "model"
+    points: ClassVar[tuple[str, ...]] = ("request",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndlessStream:
+    """A streamed answer that does not end: the same piece again each `delay_ms`, until the client leaves.
+
+    An answer that is not streamed never begins.
     """
 
-    name: ClassVar[str] = "host down"
+    name: ClassVar[str] = "never-ending stream"
     family: ClassVar[str] = "model"
-    host: str
+    points: ClassVar[tuple[str, ...]] = ("request",)
+    delay_ms: int = 100
+
+    def __post_init__(self) -> None:
+        _require("delay_ms", self.delay_ms, 1, MS_MAX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """The model declines to answer, in a well-formed answer."""
+
+    name: ClassVar[str] = "refusal"
+    family: ClassVar[str] = "model"
+    points: ClassVar[tuple[str, ...]] = ("request",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmptyAnswer:
+    """The model answers with no text at all, in a well-formed answer."""
+
+    name: ClassVar[str] = "empty answer"
+    family: ClassVar[str] = "model"
+    points: ClassVar[tuple[str, ...]] = ("request",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HugeAnswer:
+    """The model answers with `size_bytes` of text, in a well-formed answer."""
+
+    name: ClassVar[str] = "huge answer"
+    family: ClassVar[str] = "model"
+    points: ClassVar[tuple[str, ...]] = ("request",)
+    size_bytes: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        _require("size_bytes", self.size_bytes, 1, 64_000_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutsideSchema:
+    """The model answers with JSON that no schema of a request allows: `{"unexpected": [null]}`."""
+
+    name: ClassVar[str] = "answer outside the schema"
+    family: ClassVar[str] = "model"
+    points: ClassVar[tuple[str, ...]] = ("request",)
+
+
+# --- tools: faults of one moment -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolRaises:
+    """The tool raises RuntimeError in the place of its work."""
+
+    name: ClassVar[str] = "tool raises"
+    family: ClassVar[str] = "tool"
+    points: ClassVar[tuple[str, ...]] = ("tool",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolHangs:
+    """The tool does not come back until it is cancelled, or the world healed."""
+
+    name: ClassVar[str] = "tool hangs"
+    family: ClassVar[str] = "tool"
+    points: ClassVar[tuple[str, ...]] = ("tool",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerLost:
+    """The tool does its work, and its caller gets ConnectionError in the place of the answer."""
+
+    name: ClassVar[str] = "effect done, answer lost"
+    family: ClassVar[str] = "tool"
+    points: ClassVar[tuple[str, ...]] = ("tool",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrongType:
+    """The tool does its work and gives a value of another type than it does otherwise: None, or 0 for None."""
+
+    name: ClassVar[str] = "wrong type"
+    family: ClassVar[str] = "tool"
+    points: ClassVar[tuple[str, ...]] = ("tool",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolSlow:
+    """The tool takes `delay_ms` longer."""
+
+    name: ClassVar[str] = "tool slow"
+    family: ClassVar[str] = "tool"
+    points: ClassVar[tuple[str, ...]] = ("tool",)
+    delay_ms: int = 1_000
+
+    def __post_init__(self) -> None:
+        _require("delay_ms", self.delay_ms, 0, MS_MAX)
+
+
+# --- tasks and disks: faults of one moment ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled:
+    """The task is cancelled where it waits, as by a user who leaves or a timeout that passes at this await."""
+
+    name: ClassVar[str] = "cancel"
+    family: ClassVar[str] = "process"
+    points: ClassVar[tuple[str, ...]] = ("await",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskError:
+    """The operation fails with EIO, an input/output error."""
+
+    name: ClassVar[str] = "I/O error"
+    family: ClassVar[str] = "disk"
+    points: ClassVar[tuple[str, ...]] = ("read", "write", "sync")
+
+
+# --- faults that last ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lasting:
+    """What all faults that last have: from `start_ms` of the world's time for `duration_ms`.
+
+    A duration of None lasts until the world is healed.
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[str]
     start_ms: int = 0
     duration_ms: int | None = None
 
     def __post_init__(self) -> None:
-        if type(self.host) is not str or not self.host:
-            raise FaultError(f"host is the name of a host, not {self.host!r}")
         _require("start_ms", self.start_ms, 0, MS_MAX)
         if self.duration_ms is not None:
             _require("duration_ms", self.duration_ms, 0, MS_MAX)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse settings that a kind does not allow."""
 
     def ends_ms(self) -> float:
         """When it ends by itself; infinity if only healing ends it."""
         return float("inf") if self.duration_ms is None else self.start_ms + self.duration_ms
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfHost(Lasting):
+    """A fault that lasts and has one host for its target."""
+
+    host: str = HOME
+
+    def _check(self) -> None:
+        _require_host("host", self.host)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostDown(OfHost):
+    """The host is down: it refuses connections, and those that are open when it goes down break."""
+
+    name: ClassVar[str] = "host down"
+    family: ClassVar[str] = "model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfLinks(Lasting):
+    """A fault that lasts, of every link that has one of `hosts` at an end; of all links if there are none."""
+
+    hosts: tuple[str, ...] = ()
+
+    def _check(self) -> None:
+        _require_hosts("hosts", self.hosts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowLink(OfLinks):
+    """Whatever is sent takes `delay_ms` longer."""
+
+    name: ClassVar[str] = "slow link"
+    family: ClassVar[str] = "network"
+    delay_ms: int = 1_000
+
+    def _check(self) -> None:
+        _require_hosts("hosts", self.hosts)
+        _require("delay_ms", self.delay_ms, 0, MS_MAX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jitter(OfLinks):
+    """Whatever is sent takes up to `delay_ms` longer, by the world's seed. Connections keep their order."""
+
+    name: ClassVar[str] = "jitter"
+    family: ClassVar[str] = "network"
+    delay_ms: int = 100
+
+    def _check(self) -> None:
+        _require_hosts("hosts", self.hosts)
+        _require("delay_ms", self.delay_ms, 0, MS_MAX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bandwidth(OfLinks):
+    """No more than `bytes_per_s` pass in each direction of a link."""
+
+    name: ClassVar[str] = "bandwidth"
+    family: ClassVar[str] = "network"
+    bytes_per_s: int = 1_000
+
+    def _check(self) -> None:
+        _require_hosts("hosts", self.hosts)
+        _require("bytes_per_s", self.bytes_per_s, 1, 1 << 40)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PacketLoss(OfLinks):
+    """So many in a hundred packets are lost, by the world's seed; connections send theirs again."""
+
+    name: ClassVar[str] = "packet loss"
+    family: ClassVar[str] = "network"
+    percent: int = 10
+
+    def _check(self) -> None:
+        _require_hosts("hosts", self.hosts)
+        _require("percent", self.percent, 0, 100)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition(OfLinks):
+    """Nothing passes from `hosts` to `others`, nor back unless `one_way`. Without others: to all the rest."""
+
+    name: ClassVar[str] = "partition"
+    family: ClassVar[str] = "network"
+    hosts: tuple[str, ...] = (HOME,)
+    others: tuple[str, ...] = ()
+    one_way: bool = False
+
+    def _check(self) -> None:
+        _require_hosts("hosts", self.hosts)
+        _require_hosts("others", self.others)
+        if not self.hosts:
+            raise FaultError("hosts of a partition has one host at least; all links together can only be lost")
+        if both := sorted(set(self.hosts) & set(self.others)):
+            raise FaultError(f"a partition has {both[0]!r} on both sides")
+        _require_bool("one_way", self.one_way)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crash(OfHost):
+    """The host loses power: its tasks stop where they are, no `finally` runs, and what was not synced is lost.
+
+    When it ends the host starts again, with the programs that were started on it.
+    """
+
+    name: ClassVar[str] = "crash"
+    family: ClassVar[str] = "process"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart(OfHost):
+    """A crash after which the host starts again at once; healing and the duration mean nothing to it."""
+
+    name: ClassVar[str] = "restart"
+    family: ClassVar[str] = "process"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause(OfHost):
+    """The host stands still, as in a long garbage collection; what reaches it waits, and is served afterwards."""
+
+    name: ClassVar[str] = "pause"
+    family: ClassVar[str] = "process"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfDisk(OfHost):
+    """A crash that leaves the disk with more than what was synced; `choice` picks one of the possibilities."""
+
+    choice: int = 0
+
+    def _check(self) -> None:
+        _require_host("host", self.host)
+        _require("choice", self.choice, 0, 1 << 62)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostWrites(OfDisk):
+    """A crash after which only the first of the writes that were not synced are there."""
+
+    name: ClassVar[str] = "lost unsynced writes"
+    family: ClassVar[str] = "disk"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TornWrite(OfDisk):
+    """A crash in the middle of a write: some of its sectors are there, and the writes before it."""
+
+    name: ClassVar[str] = "torn write"
+    family: ClassVar[str] = "disk"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReorderedWrites(OfDisk):
+    """A crash after which any of the writes that were not synced are there, later ones without earlier ones."""
+
+    name: ClassVar[str] = "reordered writes"
+    family: ClassVar[str] = "disk"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskFull(OfHost):
+    """No more than `free_bytes` can be added to the disk."""
+
+    name: ClassVar[str] = "disk full"
+    family: ClassVar[str] = "disk"
+    free_bytes: int = 0
+
+    def _check(self) -> None:
+        _require_host("host", self.host)
+        _require("free_bytes", self.free_bytes, 0, 1 << 50)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowSync(OfHost):
+    """Each sync takes `delay_ms`, and the thread that asks for it stands still meanwhile."""
+
+    name: ClassVar[str] = "slow sync"
+    family: ClassVar[str] = "disk"
+    delay_ms: int = 1_000
+
+    def _check(self) -> None:
+        _require_host("host", self.host)
+        _require("delay_ms", self.delay_ms, 0, MS_MAX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockJump(OfHost):
+    """The host's wall clock jumps by `jump_ms`, back if that is negative, and back to the truth at the end."""
+
+    name: ClassVar[str] = "clock jump"
+    family: ClassVar[str] = "clock"
+    jump_ms: int = 3_600_000
+
+    def _check(self) -> None:
+        _require_host("host", self.host)
+        _require("jump_ms", self.jump_ms, -365 * MS_MAX, 365 * MS_MAX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockDrift(OfHost):
+    """The host's wall clock gains `ppm` microseconds each second, or loses them; the truth comes at the end."""
+
+    name: ClassVar[str] = "clock drift"
+    family: ClassVar[str] = "clock"
+    ppm: int = 10_000
+
+    def _check(self) -> None:
+        _require_host("host", self.host)
+        _require("ppm", self.ppm, -1_000_000, 1_000_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPressure(OfHost):
+    """The host has `budget_bytes` of memory: what needs more is refused, and its windows shrink."""
+
+    name: ClassVar[str] = "memory pressure"
+    family: ClassVar[str] = "resources"
+    budget_bytes: int = 1_024
+
+    def _check(self) -> None:
+        _require_host("host", self.host)
+        _require("budget_bytes", self.budget_bytes, 0, 1 << 50)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuSaturation(OfHost):
+    """Each step of a task of the host takes `step_us` microseconds, and they take turns."""
+
+    name: ClassVar[str] = "CPU saturation"
+    family: ClassVar[str] = "resources"
+    step_us: int = 1_000
+
+    def _check(self) -> None:
+        _require_host("host", self.host)
+        _require("step_us", self.step_us, 0, MS_MAX * 1_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueFull(OfHost):
+    """Every bounded asyncio.Queue of the host is full: nothing more goes in until it ends."""
+
+    name: ClassVar[str] = "queue full"
+    family: ClassVar[str] = "resources"
+
+
+# --- the table, and plans --------------------------------------------------------------------------------
+
+Fault = (
+    Latency | Refused | Reset | ReadTimeout | CutMidBody | CutMidStream | SlowDrip | DuplicateChunk | ReorderedChunks
+    | DnsFailure | LostPacket
+    | RateLimited | ServerError | NoSuchRoute | EmptyBody | TruncatedJson | WrongShape | WrongContentType
+    | GarbageBytes | WrongModel | EndlessStream | Refusal | EmptyAnswer | HugeAnswer | OutsideSchema
+    | ToolRaises | ToolHangs | AnswerLost | WrongType | ToolSlow
+    | Cancelled | DiskError
+)  # fmt: skip
+"""A fault of one moment."""
+
+LastingFault = (
+    HostDown | SlowLink | Jitter | Bandwidth | PacketLoss | Partition
+    | Crash | Restart | Pause | LostWrites | TornWrite | ReorderedWrites | DiskFull | SlowSync
+    | ClockJump | ClockDrift | MemoryPressure | CpuSaturation | QueueFull
+)  # fmt: skip
+
+#: What can happen to one call of a model in the life of a graph.
 CallFaultKind = Latency | Refused | CutMidBody | ServerError
-FAULTS: Mapping[str, type[CallFaultKind | HostDown]] = {
-    kind.name: kind for kind in (Latency, Refused, CutMidBody, ServerError, HostDown)
+
+FAULTS: Mapping[str, type[Fault] | type[LastingFault]] = {
+    kind.name: kind for kind in (*Fault.__args__, *LastingFault.__args__)
 }
+FAMILIES: Final = ("network", "model", "tool", "process", "disk", "clock", "resources")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,29 +708,69 @@ class OnCall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FaultPlan:
-    """All that goes wrong in one simulated world."""
+class At:
+    """`fault` strikes the `number`-th time (from 0) that the world comes to `point`.
 
-    calls: tuple[OnCall, ...] = ()
-    lasting: tuple[HostDown, ...] = ()
+    A point is one of `POINTS`, or that and a name: "request" counts every request, "request api" those to the
+    host `api`, "tool search" the calls of one tool, "read db" the reads of one host's disk, "await worker"
+    the awaits of the tasks whose coroutine function is `worker`.
+
+    Raises:
+        FaultError: no such point, a fault that cannot strike there, or a number below 0.
+    """
+
+    point: str
+    number: int = 0
+    fault: Fault
+
+    def __post_init__(self) -> None:
+        kind = self.point.partition(" ")[0] if type(self.point) is str else self.point
+        if kind not in POINTS:
+            raise FaultError(f"point begins with one of {', '.join(POINTS)}, not {self.point!r}")
+        if not isinstance(self.fault, Fault):
+            raise FaultError(f"{self.fault!r} is no fault of one moment")
+        if kind not in self.fault.points:
+            raise FaultError(f"{self.fault.name!r} strikes at {' or '.join(self.fault.points)}, not at {kind!r}")
+        _require("number", self.number, 0, 1 << 40)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultPlan:
+    """All that goes wrong in one simulated world.
+
+    `calls` are the faults of one moment: `OnCall` in the life of a graph, `At` in a world of hosts.
+    """
+
+    calls: tuple[OnCall | At, ...] = ()
+    lasting: tuple[LastingFault, ...] = ()
 
     def __len__(self) -> int:
         return len(self.calls) + len(self.lasting)
 
 
-def fault_to_json(fault: CallFaultKind | HostDown) -> dict[str, Any]:
-    """A fault as plain JSON: its name under `fault`, then its settings."""
-    return {"fault": fault.name, **asdict(fault)}
+def fault_to_json(fault: Fault | LastingFault) -> dict[str, Any]:
+    """A fault as plain JSON: its name under `fault`, then its settings, when it lasts after whom it strikes."""
+    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(fault).items()}
+    if isinstance(fault, Lasting):
+        settings |= {"start_ms": settings.pop("start_ms"), "duration_ms": settings.pop("duration_ms")}
+    return {"fault": fault.name, **settings}
 
 
 def fault_from_json(value: Any) -> Any:
     """The fault that `fault_to_json` wrote; raises FaultError for anything else."""
     if not isinstance(value, Mapping):
         raise FaultError(f"a fault is an object with its name under `fault`, not {value!r}")
-    settings = {key: setting for key, setting in value.items() if key != "fault"}
     kind = FAULTS.get(str(value.get("fault")))
     if kind is None:
         raise FaultError(f"unknown fault {value.get('fault')!r}; there are {', '.join(FAULTS)}")
+    known = {field.name for field in fields(kind)}
+    settings = {
+        str(key): tuple(setting) if isinstance(setting, list) else setting
+        for key, setting in value.items()
+        if key != "fault"
+    }
+    if unknown := sorted(settings.keys() - known):
+        raise FaultError(f"{kind.name}: no setting {unknown[0]!r}; there are {', '.join(sorted(known)) or 'none'}")
     try:
         return kind(**settings)
     except TypeError as error:
@@ -136,3 +780,22 @@ def fault_from_json(value: Any) -> Any:
 def _require(name: str, value: Any, low: int, high: int) -> None:
     if type(value) is not int or not low <= value <= high:
         raise FaultError(f"{name} is a whole number from {low} to {high}, not {value!r}")
+
+
+def _require_bool(name: str, value: Any) -> None:
+    if type(value) is not bool:
+        raise FaultError(f"{name} is true or false, not {value!r}")
+
+
+def _require_host(name: str, value: Any) -> None:
+    if type(value) is not str or not value:
+        raise FaultError(f"{name} is the name of a host, not {value!r}")
+
+
+def _require_hosts(name: str, value: Any) -> None:
+    if type(value) is not tuple:
+        raise FaultError(f"{name} is a tuple of names of hosts, not {value!r}")
+    for host in value:
+        _require_host(name, host)
+    if len(set(value)) < len(value):
+        raise FaultError(f"{name} names a host twice: {value!r}")

@@ -17,7 +17,7 @@ from tinyllm.testing.script import Script
 from tinyllm.trace import RunResult, TraceEvent
 
 if TYPE_CHECKING:
-    from tinyllm.testing.world import RunPlan
+    from tinyllm.testing.graph_world import RunPlan
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,6 +5,7 @@ Everything here is found by looking. What the garbage collector would find, it f
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +15,7 @@ from tinyllm.testing.tasks import SimulatedFuture, SimulatedTask, name_of
 if TYPE_CHECKING:
     from tinyllm.testing.loop import SimulatedLoop
 
-__all__ = ["close_asyncgens", "end_leftovers", "report_unseen"]
+__all__ = ["bury_dead", "close_asyncgens", "end_leftovers", "report_unseen"]
 
 _ROUNDS: Final = 8
 """How often a task that swallows its cancellation is cancelled again."""
@@ -86,6 +87,21 @@ def _abandon(loop: SimulatedLoop, task: SimulatedTask[Any]) -> None:
     except Exception as error:  # noqa: BLE001 - reported
         message = f"{task.get_name()} failed when its coroutine was closed"
         loop.call_exception_handler({"message": message, "exception": error, "task": task})
+
+
+def bury_dead(tasks: Iterable[SimulatedTask[Any]]) -> None:
+    """Close what is left of crashed processes, when the loop is closed and nothing can be reached any more.
+
+    Python lets no suspended coroutine vanish without running its `finally` blocks; here they find every door
+    shut. How they take that is nobody's finding: the process had died before.
+    """
+    for task in tasks:
+        if task.done() or task.process is None or not task.process.dead:
+            continue
+        task._log_destroy_pending = False
+        coro: Any = task.get_coro()
+        with contextlib.suppress(Exception):
+            coro.close()
 
 
 def report_unseen(loop: SimulatedLoop, tasks: Iterable[SimulatedTask[Any]]) -> None:

@@ -16,15 +16,16 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable
 from contextvars import Context
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Any, ClassVar, Final, TypeVar, TypeVarTuple, cast
 
 from tinyllm.testing.holds import AppliedHold, Holds
-from tinyllm.testing.leftovers import close_asyncgens, end_leftovers, report_unseen
+from tinyllm.testing.leftovers import bury_dead, close_asyncgens, end_leftovers, report_unseen
 from tinyllm.testing.loop_errors import FencedError, LivelockError, SimulationError, StuckError
+from tinyllm.testing.processes import PROCESS, Governor, Process
 from tinyllm.testing.schedule import Hold, Schedule
 from tinyllm.testing.tasks import (
     OWNER,
@@ -115,7 +116,9 @@ class SimulatedLoop(ReportingLoop):
         self._recent: list[str] = []
         self._tasks: list[SimulatedTask[Any]] = []
         self._tasks_prune_at = 64
-        self._asyncgens: dict[int, weakref.ref[AsyncGenerator[Any, Any]]] = {}
+        self._asyncgens: dict[int, tuple[weakref.ref[AsyncGenerator[Any, Any]], Process | None]] = {}
+        #: Asked before each callback, while some process of the world is not simply up.
+        self.governor: Governor | None = None
         self._task_factory: Callable[..., Any] | None = None
         self._thread = threading.get_ident()
         self._running = False
@@ -267,8 +270,14 @@ class SimulatedLoop(ReportingLoop):
         return bool(self._ready or self._holds.for_steps)
 
     def pending_tasks(self, owner: object = ANY) -> tuple[SimulatedTask[Any], ...]:
-        """The tasks that are not done, in creation order; only those of *owner* if given."""
-        return tuple(task for task in self._tasks if not task.done() and (owner is ANY or task.owner == owner))
+        """The tasks that are not done, in creation order; only those of *owner* if given; none of dead processes."""
+        return tuple(
+            task
+            for task in self._tasks
+            if not task.done()
+            and (owner is ANY or task.owner == owner)
+            and (task.process is None or not task.process.dead)
+        )
 
     def remember(self, task: SimulatedTask[Any]) -> None:
         """Called by each new task. A task is kept until it is done and somebody has seen its exception."""
@@ -419,7 +428,7 @@ class SimulatedLoop(ReportingLoop):
                 if holds.upcoming is not None and handle.eligible and self._holds_back(handle):
                     continue
                 self._task_steps += 1
-            if handle._cancelled:
+            if handle._cancelled or (self.governor is not None and self.governor.takes(handle)):
                 continue
             self.steps += 1
             if self.steps > self._max_steps - _WATCHED_STEPS:
@@ -479,6 +488,17 @@ class SimulatedLoop(ReportingLoop):
             self._ready.appendleft(handle)
         return len(handles)
 
+    def defer(self, handle: Runnable, until_ns: int) -> None:
+        """Let the wake-up *handle* come again at *until_ns*, after those that were deferred before it."""
+        self._holds.held += 1
+        heappush(self._timers, (until_ns, self._next_sequence(), handle))
+
+    def make_ready(self, handles: Iterable[Runnable]) -> None:
+        """Put callbacks that were kept back behind everything that is ready, in their order."""
+        for handle in handles:
+            self._ready_wakeups += handle.task is not None
+            self._ready.append(handle)
+
     def cut_hold(self, task: SimulatedTask[Any]) -> None:
         """Make a held wake-up of *task* ready; does nothing if none is held. For `SimulatedTask.cancel`."""
         if not self._holds.held:
@@ -510,7 +530,7 @@ class SimulatedLoop(ReportingLoop):
     def _note_asyncgen(self, agen: AsyncGenerator[Any, Any]) -> None:
         key = self._next_sequence()
         # By number and not in a WeakSet, whose order is that of addresses.
-        self._asyncgens[key] = weakref.ref(agen, lambda _: self._asyncgens.pop(key, None))
+        self._asyncgens[key] = (weakref.ref(agen, lambda _: self._asyncgens.pop(key, None)), PROCESS.get())
 
     def _end_asyncgen(self, agen: AsyncGenerator[Any, Any]) -> None:
         """An unfinished generator is about to vanish: let it run its cleanup first."""
@@ -523,8 +543,9 @@ class SimulatedLoop(ReportingLoop):
         task.set_name(f"{name_of(agen)}.aclose#{task.number}")
 
     def open_asyncgens(self) -> list[AsyncGenerator[Any, Any]]:
-        """The asynchronous generators that were started and not finished, the oldest first."""
-        return [agen for ref in self._asyncgens.values() if (agen := ref()) is not None]
+        """The asynchronous generators that were started and not finished, the oldest first; none of dead processes."""
+        live = (ref for ref, process in self._asyncgens.values() if process is None or not process.dead)
+        return [agen for ref in live if (agen := ref()) is not None]
 
     async def shutdown_asyncgens(self) -> None:
         """Close every asynchronous generator that was started and not finished, the oldest first.
@@ -564,6 +585,7 @@ class SimulatedLoop(ReportingLoop):
             report_unseen(self, self._tasks)
         finally:
             self._closed = True
+            bury_dead(self._tasks)
             self._ready.clear()
             self._timers.clear()
             self._holds.for_steps.clear()

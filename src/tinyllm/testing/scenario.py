@@ -17,10 +17,10 @@ from tinyllm.errors import TinyLLMError
 from tinyllm.graph import Graph
 from tinyllm.testing import schedule as schedules
 from tinyllm.testing.faults import MS_MAX, FaultPlan, HostDown, Latency, OnCall, fault_from_json, fault_to_json
+from tinyllm.testing.graph_world import GraphWorld, RunPlan
 from tinyllm.testing.history import History
 from tinyllm.testing.schedule import Schedule
 from tinyllm.testing.script import Says, Script, hosts_of
-from tinyllm.testing.world import RunPlan, World
 
 
 class ScenarioError(TinyLLMError):
@@ -54,7 +54,7 @@ def play(scenario: Scenario, graph: Graph) -> History:
     script = Script(
         hosts=hosts_of(graph), plain_answer=scenario.plain_answer, says=scenario.says, faults=scenario.faults
     )
-    world = World(
+    world = GraphWorld(
         graph,
         script,
         config=scenario.config,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from tinyllm.testing.loop import SimulatedLoop
+    from tinyllm.testing.processes import Process
 
 _T = TypeVar("_T")
 
@@ -21,6 +22,9 @@ Runnable: TypeAlias = "SimulatedHandle | SimulatedTimer"
 
 OWNER: ContextVar[object] = ContextVar("tinyllm_owner", default=None)
 """Whose work this is, a simulated host for example. Tasks and timers inherit it from whoever creates them."""
+
+PROCESS: ContextVar[Process | None] = ContextVar("tinyllm_process", default=None)
+"""The process whose work this is, inherited in the same way; None for the world's own."""
 
 # What a task offers to call as a callback, `task.cancel` for example: its own, but no wake-up of it.
 _PUBLIC_METHODS: Final = frozenset(name for name in dir(asyncio.Task) if not name.startswith("_"))
@@ -45,14 +49,14 @@ def name_of(thing: object) -> str:
 class SimulatedTask(asyncio.Task[_T]):
     """A task whose hash is its creation number, counted from 1 in each loop.
 
-    Without a name it is called after its coroutine: `fetch#7`. `owner` is the value of `OWNER` in its
-    context at the moment it was created.
+    Without a name it is called after its coroutine: `fetch#7`. `owner` and `process` are the values of
+    `OWNER` and `PROCESS` in its context at the moment it was created.
 
     Raises:
         FencedError: *eager_start* is true: a task that runs at creation is not in the hands of the schedule.
     """
 
-    __slots__ = ("number", "owner")
+    __slots__ = ("number", "owner", "process")
     _log_destroy_pending: bool
 
     def __init__(
@@ -69,6 +73,7 @@ class SimulatedTask(asyncio.Task[_T]):
         # Both come before the constructor of the base class, which puts the task into a set and schedules it.
         self.number: int = loop.next_task_number()
         self.owner: object = OWNER.get() if context is None else context.get(OWNER)
+        self.process: Process | None = PROCESS.get() if context is None else context.get(PROCESS)
         if name is None:
             name = f"{name_of(coro)}#{self.number}"
         body: Any = coro

@@ -11,7 +11,7 @@ from tinyllm.testing.faults import FaultPlan
 from tinyllm.testing.history import History
 from tinyllm.testing.schedule import Schedule
 from tinyllm.testing.script import Says, Script, hosts_of
-from tinyllm.testing.world import World
+from tinyllm.testing.graph_world import GraphWorld
 
 
 class BrokenCheck(AssertionError):
@@ -31,7 +31,7 @@ class WorldMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world: World | None = None
+        self.world: GraphWorld | None = None
 
     def build(
         self,
@@ -46,7 +46,7 @@ class WorldMachine(RuleBasedStateMachine):
         """Make this example's world."""
         plan = FaultPlan() if faults is None else faults
         script = Script(hosts=hosts_of(graph), plain_answer=plain_answer, says=says, faults=plan)
-        self.world = World(graph, script, config=config, schedule=schedule)
+        self.world = GraphWorld(graph, script, config=config, schedule=schedule)
 
     def teardown(self) -> None:
         if self.world is None:

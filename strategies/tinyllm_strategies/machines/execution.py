@@ -7,7 +7,7 @@ from hypothesis.stateful import Bundle, initialize, rule
 
 from tinyllm.graph import Graph
 from tinyllm.testing.scenario import Scenario
-from tinyllm.testing.world import RunPlan
+from tinyllm.testing.graph_world import RunPlan
 from tinyllm_strategies.machines.base import WorldMachine
 from tinyllm_strategies.worlds import lives, run_plans
 

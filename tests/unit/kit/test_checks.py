@@ -33,7 +33,7 @@ from tinyllm.testing.reference import TooManyOutcomesError
 from tinyllm.testing.scenario import Scenario, play
 from tinyllm.testing.schedule import Hold
 from tinyllm.testing.script import Script, hosts_of
-from tinyllm.testing.world import RunPlan, World
+from tinyllm.testing.graph_world import RunPlan, GraphWorld
 from tinyllm.trace import EventKind
 
 pytestmark = pytest.mark.unit
@@ -110,7 +110,7 @@ def first(history, kind, node_id=None):
 
 def lived(graph, acts, *plans, config=None):
     """The history of a world in which the nodes of `acts` do what they say instead."""
-    with World(graph, Script(hosts=hosts_of(graph)), config=config) as world:
+    with GraphWorld(graph, Script(hosts=hosts_of(graph)), config=config) as world:
         for node_id, act in acts.items():
             world.executor.nodes[node_id] = Acting(graph.nodes[node_id], act)
         for plan in plans or (RunPlan(),):
@@ -224,7 +224,7 @@ def test_a_node_that_spins_for_ever_makes_a_world_that_does_not_settle(monkeypat
         for _ in range(10**9):
             await asyncio.sleep(0)
 
-    monkeypatch.setattr("tinyllm.testing.world.STEPS_MAX", 500)
+    monkeypatch.setattr("tinyllm.testing.graph_world.STEPS_MAX", 500)
     found = reasons(settles, lived(LINE, {"work": spins}))
 
     assert ["run-1 never ended", "run-2 never ended", "the world did not come to rest"] == [

@@ -16,7 +16,7 @@ from tinyllm.testing.promises import graph_checks, keeps_promises, no_dead_end, 
 from tinyllm.testing.scenario import Scenario, play
 from tinyllm.testing.schedule import Hold
 from tinyllm.testing.script import Says
-from tinyllm.testing.world import RunPlan
+from tinyllm.testing.graph_world import RunPlan
 
 pytestmark = pytest.mark.unit
 

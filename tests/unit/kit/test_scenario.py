@@ -28,7 +28,7 @@ from tinyllm.testing.scenario import (
 )
 from tinyllm.testing.schedule import Hold
 from tinyllm.testing.script import Says
-from tinyllm.testing.world import RunPlan
+from tinyllm.testing.graph_world import RunPlan
 from tinyllm_strategies import lives
 from tinyllm_strategies.messages import json_values
 

@@ -32,7 +32,7 @@ from tinyllm.testing.faults import FAULTS, CutMidBody, FaultPlan, HostDown, Late
 from tinyllm.testing.scenario import Scenario
 from tinyllm.testing.schedule import Hold
 from tinyllm.testing.script import SERVICE_MS, hosts_of
-from tinyllm.testing.world import RunPlan
+from tinyllm.testing.graph_world import RunPlan
 from tinyllm_strategies import (
     answers_for,
     executor_configs,

@@ -1,4 +1,4 @@
-"""The world: one loop, one network of scripted hosts, one clock, and the runs that live in it.
+"""The world of one graph: one loop, one network of scripted hosts, one clock, and the runs that live in it.
 
 A world is made from values, lives through its storm, is healed, comes to rest, and leaves a `History`.
 Nothing in it knows the real time, and two worlds made from equal values live the same life.
@@ -44,7 +44,7 @@ class RunPlan:
     cancel_after_ms: int | None = None
 
 
-class World:
+class GraphWorld:
     """Runs of one graph in a simulated world. Use it as a context manager, or call `close`."""
 
     def __init__(
@@ -84,7 +84,7 @@ class World:
             graph, config=self.config, model=self.model, clock=self.clock, ids=self.new_id, rng=random.Random(seed)
         )
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> GraphWorld:
         return self
 
     def __exit__(self, *_: object) -> None:

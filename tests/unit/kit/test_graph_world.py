@@ -17,7 +17,7 @@ from tinyllm.testing.history import first_difference
 from tinyllm.testing.ollama_host import OllamaHost
 from tinyllm.testing.schedule import Hold
 from tinyllm.testing.script import SERVICE_MS, Says, Script, hosts_of
-from tinyllm.testing.world import EPOCH, RunPlan, World
+from tinyllm.testing.graph_world import EPOCH, RunPlan, GraphWorld
 
 pytestmark = pytest.mark.unit
 
@@ -35,7 +35,7 @@ VOTE = a_graph(
 
 
 def a_world(graph=LINE, *, faults=NO_FAULTS, says=(), **how):
-    return World(graph, Script(hosts=hosts_of(graph), faults=faults, says=says), **how)
+    return GraphWorld(graph, Script(hosts=hosts_of(graph), faults=faults, says=says), **how)
 
 
 def lived(graph=LINE, *plans, acts=None, **how):
@@ -321,7 +321,7 @@ def test_a_livelock_is_put_down_and_raised_through_nobody(monkeypatch):
         for _ in range(10**9):
             await asyncio.sleep(0)
 
-    monkeypatch.setattr("tinyllm.testing.world.STEPS_MAX", 500)
+    monkeypatch.setattr("tinyllm.testing.graph_world.STEPS_MAX", 500)
     with a_world() as world:
         world.executor.nodes["work"] = Acting(LINE.nodes["work"], spins)
         world.submit(RunPlan())

@@ -1,0 +1,60 @@
+"""Where faults of one moment strike: the points of the world are counted as the program comes to them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from tinyllm.testing.faults import At, Fault
+
+__all__ = ["Points", "Strike"]
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """A fault that struck: when, at which point, and how often the world had come there before."""
+
+    at_ns: int
+    point: str
+    number: int
+    fault: Fault
+
+
+class Points:
+    """Counts how often the world has come to each point, and says which fault strikes there.
+
+    Every point is counted twice: for itself ("request api") and for all of its kind ("request"). Where both
+    have a fault, the particular one strikes. `struck` has what did; after `heal` nothing does any more.
+    """
+
+    def __init__(self, calls: Iterable[At], *, time_ns: Callable[[], int]) -> None:
+        self.struck: list[Strike] = []
+        self.healed = False
+        self._time_ns = time_ns
+        self._faults = {(call.point, call.number): call.fault for call in calls}
+        self._kinds = {call.point.partition(" ")[0] for call in calls}
+        self._counts: Counter[str] = Counter()
+
+    def strike(self, kind: str, name: str) -> Fault | None:
+        """Come to the point *kind* of *name*, "request" of a host for example; give the fault that strikes."""
+        if kind not in self._kinds:
+            return None
+        found: Fault | None = None
+        for point in (kind, f"{kind} {name}"):
+            number = self._counts[point]
+            self._counts[point] += 1
+            fault = self._faults.get((point, number))
+            if fault is not None and not self.healed:
+                found, where = fault, (point, number)
+        if found is not None:
+            self.struck.append(Strike(self._time_ns(), *where, found))
+        return found
+
+    def expects(self, kind: str) -> bool:
+        """Whether the plan has a fault at any point of this kind."""
+        return kind in self._kinds
+
+    def heal(self) -> None:
+        """Let nothing strike from now on. Points are counted as before."""
+        self.healed = True
