@@ -23,13 +23,14 @@ PYTEST = TINYLLM_PROFILE=$(TINYLLM_PROFILE) $(BIN)/python -P -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help check test test-unit test-chaos test-stress test-cov test-cov-gate lint types lock bench tox clean
+.PHONY: help check test test-unit test-chaos test-stress test-cov test-cov-gate lint types lock bench \
+	bench-simulation tox clean
 # pytest starts three times slower when it cannot keep its rewritten modules.
 unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## list the targets
 	@echo "Usage: make TARGET [PYTHON=python3.12]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' Makefile
 	@echo "make ends with 2 whenever a command fails; check and test print the command's own exit code."
 
 check: .venv/main.stamp  ## hunt for faults in GRAPH=file, options in ARGS="--max-examples 50"
@@ -60,7 +61,10 @@ types: .venv/lint.stamp  ## mypy, strict for src and strategies
 	@$(BIN)/mypy
 
 bench: $(BENCH)/stamp  ## the engine side by side with others; options in BENCH_ARGS="--rounds 20"
-	@$(BENCH)/bin/python -P benchmarks/engine.py $(BENCH_ARGS)
+	@$(BENCH)/bin/python benchmarks/engine.py $(BENCH_ARGS)
+
+bench-simulation: $(BENCH)/stamp  ## the simulated loop side by side with others; BENCH_ARGS="--rounds 20 --runs 1000"
+	@$(BENCH)/bin/python benchmarks/simulation.py $(BENCH_ARGS)
 
 tox: .venv/tox.stamp  ## every tox environment, or TOX_ARGS="-e wheel"
 	@$(BIN)/tox run $(TOX_ARGS)

@@ -2,10 +2,8 @@
 
     make bench
 
-makes an environment of its own (`benchmarks/requirements.txt`) and runs this file in it. What is compared takes
-turns in one process, many short rounds each; a figure is the median over the rounds of the ratio within a round,
-because the machine's speed changes from one second to the next. Times are those of the process. Garbage is
-collected before each turn, so that each pays for its own.
+makes an environment of its own (`benchmarks/requirements.txt`) and runs this file in it; `measuring.py` says how
+it measures. All that is compared takes turns in one process, on one stock event loop.
 
 Every node does nothing. Ours are a custom node type that puts out a child of what it received; a linear graph of
 10 nodes has an entry and an exit among the ten, theirs have ten beside their start and end markers.
@@ -15,21 +13,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import operator
-import platform
 import statistics
 import sys
-import time
-import tracemalloc
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any, TypedDict
 from uuid import uuid4
+
+from measuring import Turn, ratio, seconds_by_round, show_growth, show_heading, shown, timed, timed_on
 
 from tinyllm.config import ExecutorConfig
 from tinyllm.context import ExecutionContext
@@ -205,37 +200,11 @@ class PlainMessage:
 # --- measuring -----------------------------------------------------------------------------------------
 
 
-async def _time_of(work: Work, times: int) -> float:
-    """Seconds of processor time for one piece of work."""
-    gc.collect()
-    began = time.process_time()
-    for _ in range(times):
-        await work()
-    return (time.process_time() - began) / times
+def _median_us(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds) * 1e6:10.1f} us"
 
 
-async def medians(works: dict[str, tuple[Work, int]], rounds: int) -> dict[str, list[float]]:
-    """Seconds per piece of each work, round by round, in turn."""
-    for work, _ in works.values():
-        await work()
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(rounds):
-        for name, (work, times) in works.items():
-            seconds[name].append(await _time_of(work, times))
-    return seconds
-
-
-def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> float:
-    """How many times as long `slow` takes as `fast`: the median over the rounds."""
-    return statistics.median(one / other for one, other in zip(seconds[slow], seconds[fast], strict=True))
-
-
-def shown(what: str, value: float, target: str, ok: bool, seconds: float | None = None) -> None:
-    took = "" if seconds is None else f"{seconds * 1e6:10.1f} us"
-    print(f"{what:58} {value:8.2f}   {target:16} {'ok' if ok else 'MISSED':7} {took}")
-
-
-async def compared(rounds: int) -> None:
+def compared(runner: asyncio.Runner, rounds: int) -> None:
     """Runs per second against the others."""
     ours = {"linear": linear(10), "fanout": fanout(10)}
     others: dict[str, list[tuple[str, Callable[[int], Work], int]]] = {
@@ -243,46 +212,47 @@ async def compared(rounds: int) -> None:
         "fanout": [("langgraph", langgraph_fanout, 15), ("pydantic-graph", pydantic_graph_fanout, 15)],
     }
     for shape, graph in ours.items():
-        works = {"tinyllm": (run_of(graph), 20)}
-        works |= {name: (make(10), 2) for name, make, _ in others[shape]}
-        seconds = await medians(works, rounds)
+        turns = {"tinyllm": Turn(timed_on(runner.run, run_of(graph)), 20)}
+        turns |= {name: Turn(timed_on(runner.run, make(10)), 2) for name, make, _ in others[shape]}
+        seconds = seconds_by_round(turns, rounds)
         for name, _, at_least in others[shape]:
             times = ratio(seconds, name, "tinyllm")
-            median = statistics.median(seconds["tinyllm"])
-            shown(f"{shape} graph of 10: times as fast as {name}", times, f">= {at_least}", times >= at_least, median)
-    await floor(rounds)
+            work = f"{shape} graph of 10: times as fast as {name}"
+            shown(work, f">= {at_least}", f"{times:.2f}", times >= at_least, _median_us(seconds["tinyllm"]))
+    floor(rounds)
 
 
-async def floor(rounds: int) -> None:
+def floor(rounds: int) -> None:
     """What no engine of these semantics can do without: the values of a run, made in a plain loop."""
     parent = Message.of_task(TASK, message_id="m", trace_id="t", created_at=datetime.now(UTC))
 
-    def made(nodes: int, messages: int) -> Work:
-        async def work() -> None:
-            for _ in range(messages):
-                child = parent.create_child("n1")
-            for _ in range(nodes):
-                NodeResult(success=True, output_messages=[child])
-
-        return work
+    def made(nodes: int, messages: int) -> None:
+        for _ in range(messages):
+            child = parent.create_child("n1")
+        for _ in range(nodes):
+            NodeResult(success=True, output_messages=[child])
 
     # Every node puts out a message in a result, and every target of a fanout receives one of its own as well.
-    works = {"linear": (made(10, 11), 20), "fanout": (made(13, 24), 20)}
-    seconds = await medians(works, rounds)
-    for shape in works:
-        took = statistics.median(seconds[shape]) * 1e6
-        print(f"{f'  {shape}: its messages and results alone':94} {took:10.1f} us")
+    counts = {"linear": (10, 11), "fanout": (13, 24)}
+    turns = {shape: Turn(timed(partial(made, *count)), 20) for shape, count in counts.items()}
+    seconds = seconds_by_round(turns, rounds)
+    for shape in turns:
+        shown(f"  {shape}: its messages and results alone", "", "", note=_median_us(seconds[shape]))
 
 
-async def scaling(rounds: int) -> None:
+def scaling(runner: asyncio.Runner, rounds: int) -> None:
     """Cost per node, tracing, and many runs at once."""
     short, long = run_of(linear(10)), run_of(linear(1_000))
-    seconds = await medians({"10": (short, 100), "1000": (long, 1)}, rounds)
-    grows = ratio(seconds, "1000", "10") / 100
-    shown("cost per node: 1,000 nodes against 10", grows, "<= 1.20", grows <= 1.2)
-    seconds = await medians({"on": (short, 20), "off": (run_of(linear(10), tracing=False), 20)}, rounds)
-    traced = ratio(seconds, "on", "off")
-    shown("tracing on against off", traced, "<= 1.25", traced <= 1.25)
+
+    def times_as_long(slow: tuple[Work, int], fast: tuple[Work, int], rounds: int = rounds) -> float:
+        works = {"slow": slow, "fast": fast}
+        turns = {name: Turn(timed_on(runner.run, work), times) for name, (work, times) in works.items()}
+        return ratio(seconds_by_round(turns, rounds), "slow", "fast")
+
+    grows = times_as_long((long, 1), (short, 100)) / 100
+    shown("cost per node: 1,000 nodes against 10", "<= 1.20", f"{grows:.2f}", grows <= 1.2)
+    traced = times_as_long((short, 20), (run_of(linear(10), tracing=False), 20))
+    shown("tracing on against off", "<= 1.25", f"{traced:.2f}", traced <= 1.25)
 
     # Both keep their results, as a caller would: what is compared is running at once.
     async def thousand() -> Any:
@@ -291,89 +261,37 @@ async def scaling(rounds: int) -> None:
     async def one_by_one() -> Any:
         return [await short() for _ in range(1_000)]
 
-    seconds = await medians({"at once": (thousand, 1), "in turn": (one_by_one, 1)}, max(5, rounds // 10))
-    crowded = ratio(seconds, "at once", "in turn")
-    shown("1,000 runs at once against one at a time, per run", crowded, "<= 1.20", crowded <= 1.2)
+    crowded = times_as_long((thousand, 1), (one_by_one, 1), max(5, rounds // 10))
+    shown("1,000 runs at once against one at a time, per run", "<= 1.20", f"{crowded:.2f}", crowded <= 1.2)
 
 
-async def values(rounds: int) -> None:
+def values(rounds: int) -> None:
     """Creating messages, against a frozen slotted dataclass."""
     payload = MessagePayload(task="question", content="question")
     parent = Message(trace_id="t", source_node="user", payload=payload)
-
-    def repeated(make: Callable[[], object]) -> Work:
-        async def work() -> None:
-            for _ in range(500):
-                make()
-
-        return work
-
-    plain = repeated(lambda: PlainMessage("t", "user", payload))
-    works = {
-        "plain": (plain, 1),
-        "message": (repeated(lambda: Message(trace_id="t", source_node="user", payload=payload)), 1),
-        "child": (repeated(lambda: parent.create_child("n1")), 1),
+    turns = {
+        "plain": Turn(timed(lambda: PlainMessage("t", "user", payload)), 500),
+        "message": Turn(timed(lambda: Message(trace_id="t", source_node="user", payload=payload)), 500),
+        "child": Turn(timed(lambda: parent.create_child("n1")), 500),
     }
-    seconds = await medians(works, rounds)
+    seconds = seconds_by_round(turns, rounds)
     for name in ("message", "child"):
         times = ratio(seconds, name, "plain")
-        took = statistics.median(seconds[name]) / 500
-        shown(f"creating a {name}: times a frozen dataclass", times, "<= 2.00", times <= 2, took)
-
-
-async def memory(runs: int) -> None:
-    """What stays after many runs whose results nobody holds."""
-    run = run_of(linear(10))
-    for _ in range(100):
-        await run()
-    gc.collect()
-    objects = len(gc.get_objects())
-    tracemalloc.start()
-    before, _ = tracemalloc.get_traced_memory()
-    for _ in range(runs):
-        await run()
-    gc.collect()
-    after, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    grown = (after - before) / runs
-    more = len(gc.get_objects()) - objects
-    shown(f"bytes that stay per run, after {runs:,} runs", grown, "< 1", grown < 1)
-    shown(f"objects more, after {runs:,} runs", more, "< 100", more < 100)
-
-
-def machine() -> str:
-    """Where this ran, and with what."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = f"{len(names)} x {names[0].partition(':')[2].strip()}" if names else model
-    return f"{platform.system()} {platform.release()}, {model}, Python {platform.python_version()}"
-
-
-def versions() -> str:
-    found = []
-    for name in ("tinyllm", "langgraph", "pydantic-graph", "pydantic"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"{name} missing")
-    return ", ".join(found)
-
-
-async def everything(rounds: int) -> None:
-    await compared(rounds)
-    await scaling(rounds)
-    await values(rounds)
-    await memory(10_000)
+        work = f"creating a {name}: times a frozen dataclass"
+        shown(work, "<= 2.00", f"{times:.2f}", times <= 2, _median_us(seconds[name]))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=60, help="rounds per comparison; a figure is their median")
     rounds = parser.parse_args().rounds
-    print(f"{machine()}\n{versions()}\n{rounds} rounds on the stock event loop\n")
-    asyncio.run(everything(rounds))
+    packages = ("tinyllm", "langgraph", "pydantic-graph", "pydantic")
+    show_heading(packages, f"{rounds} rounds on the stock event loop")
+    with asyncio.Runner() as runner:
+        compared(runner, rounds)
+        scaling(runner, rounds)
+        values(rounds)
+        show_growth(timed_on(runner.run, run_of(linear(10))), 10_000)
     return 0
 
 

@@ -45,7 +45,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     outer = pyfuncitem.obj
     drawn = getattr(outer, "hypothesis", None)
     test = outer if drawn is None else drawn.inner_test
-    _require_coroutine_function(test, pyfuncitem.nodeid, marker)
+    _require_good_use(test, pyfuncitem.nodeid, marker)
     # Parameters are values, and can be given to a second life; what fixtures made, an earlier life may have changed.
     values = {"world", *getattr(getattr(pyfuncitem, "callspec", None), "params", ())}
     shared = pyfuncitem.funcargs.keys() - values
@@ -68,13 +68,18 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
             drawn.inner_test = test
 
 
-def _require_coroutine_function(test: Any, name: str, marker: pytest.Mark) -> None:
+def _require_good_use(test: Any, name: str, marker: pytest.Mark) -> None:
     import inspect
 
     if not inspect.iscoroutinefunction(test):
         pytest.fail(f"{name} is marked as simulated and is no `async def`; take the fixture `world` and call its `run`")
     if marker.args:
         pytest.fail(f"{name}: the mark takes keywords only, plan=WorldPlan(...) for example, not {marker.args!r}")
+    from tinyllm.testing.plan import WorldPlan
+
+    plan = marker.kwargs.get("plan", WorldPlan())
+    if not isinstance(plan, WorldPlan):
+        pytest.fail(f"{name}: plan is a WorldPlan, not {plan!r}")
 
 
 def _plain(simulated: Any, test: Any) -> Any:

@@ -19,7 +19,7 @@ from tinyllm.testing.promises import graph_checks, tolerance_judged
 from tinyllm.testing.scenario import Scenario, play, simplest
 from tinyllm.testing.script import hosts_of
 from tinyllm_strategies.profiles import ProfileName, profile_settings
-from tinyllm_strategies.worlds import scenarios
+from tinyllm_strategies.scenarios import scenarios
 
 #: One life in so many is lived twice, to see that it is the same life.
 DETERMINISM_SHARE = 20

@@ -3,13 +3,18 @@
 from tinyllm_strategies.answers import answers_for, model_answers
 from tinyllm_strategies.faults import fault_plans, host_downs
 from tinyllm_strategies.graphs import graphs
+from tinyllm_strategies.explore import Exploration, Finding, explore
 from tinyllm_strategies.messages import json_values, messages, payloads, tasks
+from tinyllm_strategies.plans import worlds
 from tinyllm_strategies.schedules import schedules
-from tinyllm_strategies.worlds import executor_configs, lives, scenarios
+from tinyllm_strategies.scenarios import executor_configs, lives, scenarios
 
 __all__ = [
+    "Exploration",
+    "Finding",
     "answers_for",
     "executor_configs",
+    "explore",
     "fault_plans",
     "graphs",
     "host_downs",
@@ -21,4 +26,5 @@ __all__ = [
     "scenarios",
     "schedules",
     "tasks",
+    "worlds",
 ]

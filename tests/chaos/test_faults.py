@@ -21,6 +21,7 @@ from tinyllm.models.ollama import OllamaClient
 from tinyllm.testing.faults import (
     FAULTS,
     MS_MAX,
+    CallFaultKind,
     CutMidBody,
     FaultError,
     FaultPlan,
@@ -34,7 +35,7 @@ from tinyllm.testing.faults import (
 )
 from tinyllm.testing.graph_world import GraphWorld, RunPlan
 from tinyllm.testing.loop import SimulatedLoop
-from tinyllm.testing.network import Exchange, Network
+from tinyllm.testing.network import Network
 from tinyllm.testing.ollama_host import CallRecord, OllamaHost, Voice
 from tinyllm.testing.script import NS_PER_MS, SERVICE_MS, TOKENS_IN, Ask, Reply, Says, Script, hosts_of, models_of
 
@@ -62,7 +63,7 @@ class Wire:
         self.script = script
         made: Counter[Voice] = Counter()
         for name in dict.fromkeys(script.hosts.values()):
-            self.network.hosts[name] = OllamaHost(
+            host = OllamaHost(
                 name,
                 script,
                 self.calls,
@@ -71,6 +72,7 @@ class Wire:
                 clock=lambda: datetime(2030, 1, 1, tzinfo=UTC),
                 run_index=int,
             )
+            self.network.serve(name, host)
 
     def __enter__(self) -> Wire:
         return self
@@ -124,9 +126,8 @@ def with_faults(*calls: Any, lasting: tuple[HostDown, ...] = (), **script: Any) 
 # --- each bites ------------------------------------------------------------------------------------------
 
 
-def test_every_fault_has_its_tests_here():
-    assert {type(fault) for fault in EXAMPLES} == set(FAULTS.values())
-    assert ["latency", "refused", "cut mid-body", "500", "host down"] == list(FAULTS)
+def test_every_fault_of_a_graph_has_its_tests_here():
+    assert {type(fault) for fault in EXAMPLES} == {*CallFaultKind.__args__, HostDown}
 
 
 def test_a_healthy_host_answers_after_its_service_time():
@@ -417,32 +418,6 @@ def test_a_client_that_leaves_closes_its_connection_then():
         assert (False, 4 * NS_PER_MS) == (wire.calls[0].delivered, wire.calls[0].ended_ns)
 
 
-def test_a_host_of_another_make_is_asked_at_the_moment_the_request_arrives():
-    class Echo:
-        finished: list[bool]
-
-        def receive(self, request: httpx.Request) -> Exchange:
-            self.finished = []
-            return Exchange(status=201, body=request.content, content_type="text/plain")
-
-        def finish(self, request: httpx.Request, *, delivered: bool) -> None:
-            self.finished.append(delivered)
-
-    loop = SimulatedLoop()
-    network = Network(loop)
-    echo = network.hosts["echo"] = Echo()
-
-    async def main() -> httpx.Response:
-        async with httpx.AsyncClient(transport=network.transport()) as client:
-            return await client.post("http://echo/", content=b"abc")
-
-    response = loop.run_until_complete(main())
-    loop.close()
-
-    assert (201, b"abc", "text/plain") == (response.status_code, response.content, response.headers["content-type"])
-    assert [True] == echo.finished
-
-
 # --- Ollama's own ------------------------------------------------------------------------------------------
 
 
@@ -462,7 +437,7 @@ def test_another_path_is_not_found():
 def test_a_model_that_lives_elsewhere_is_not_found_and_no_call():
     script = Script({"m": "m", "other": "elsewhere"})
     with Wire(script) as wire:
-        wire.network.hosts["other"] = wire.network.hosts["m"]
+        wire.network.serve("other", wire.network.servers["m"].server)
         with pytest.raises(ModelError, match="model 'other' not found; try `ollama pull other`"):
             wire.call("other")
         assert [] == wire.calls

@@ -10,7 +10,7 @@ JSON go through that table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar, Final
 
 MS_MAX = 24 * 3_600_000
@@ -22,6 +22,16 @@ class FaultError(ValueError):
     """A value that is no fault: says which part and what is allowed there."""
 
 
+def shortest_code(value: Any) -> str:
+    """The code that makes this dataclass, without the settings that are as usual."""
+    told = []
+    for one in fields(value):
+        usual = one.default if one.default_factory is MISSING else one.default_factory()
+        if (setting := getattr(value, one.name)) != usual:
+            told.append(f"{one.name}={setting!r}")
+    return f"{type(value).__name__}({', '.join(told)})"
+
+
 #: The points at which a fault of one moment can strike, by the first word of their names.
 POINTS: Final = ("request", "connection", "datagram", "lookup", "tool", "read", "write", "sync", "await")
 
@@ -29,9 +39,11 @@ POINTS: Final = ("request", "connection", "datagram", "lookup", "tool", "read", 
 # --- network: faults of one moment -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Latency:
     """The host answers `delay_ms` later than it would; a connection or a datagram takes that much longer."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "latency"
     family: ClassVar[str] = "network"
@@ -42,21 +54,25 @@ class Latency:
         _require("delay_ms", self.delay_ms, 0, MS_MAX)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Refused:
     """The host refuses the connection, at once."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "refused"
     family: ClassVar[str] = "network"
     points: ClassVar[tuple[str, ...]] = ("request", "connection")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Reset:
     """The connection breaks when `after_bytes` of what the host sends have arrived.
 
     With 0 it breaks in the place of the first byte: of a request, where its answer would begin.
     """
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "reset"
     family: ClassVar[str] = "network"
@@ -67,30 +83,36 @@ class Reset:
         _require("after_bytes", self.after_bytes, 0, 1 << 40)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ReadTimeout:
     """The host takes what it is asked and never answers: only the client's own timeout ends it, or healing."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "read timeout"
     family: ClassVar[str] = "network"
     points: ClassVar[tuple[str, ...]] = ("request", "connection")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CutMidBody:
     """The answer's headers and the first half of its body arrive, then the connection is gone."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "cut mid-body"
     family: ClassVar[str] = "network"
     points: ClassVar[tuple[str, ...]] = ("request",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CutMidStream:
     """The first `chunks` chunks of the answer's body arrive whole, then the connection is gone.
 
     Of an answer with fewer chunks all arrive but the end.
     """
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "cut mid-stream"
     family: ClassVar[str] = "network"
@@ -101,9 +123,11 @@ class CutMidStream:
         _require("chunks", self.chunks, 0, 1 << 20)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SlowDrip:
     """What the host sends arrives in pieces of `size_bytes`, and each takes `delay_ms`."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "slow drip"
     family: ClassVar[str] = "network"
@@ -116,12 +140,14 @@ class SlowDrip:
         _require("size_bytes", self.size_bytes, 1, 1 << 40)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DuplicateChunk:
     """Chunk `chunk` of the answer's body (from 0) arrives twice, or the last one if there are fewer.
 
     No transport does this, but proxies, retries and servers do. A datagram arrives twice.
     """
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "duplicate chunk"
     family: ClassVar[str] = "network"
@@ -132,12 +158,14 @@ class DuplicateChunk:
         _require("chunk", self.chunk, 0, 1 << 20)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ReorderedChunks:
     """Chunk `chunk` of the answer's body (from 0) and the one after it change places, or the last two.
 
     Nothing happens to a body of one chunk. A datagram arrives after the next one to the same address.
     """
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "reordered chunks"
     family: ClassVar[str] = "network"
@@ -148,18 +176,22 @@ class ReorderedChunks:
         _require("chunk", self.chunk, 0, 1 << 20)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DnsFailure:
     """The host's name cannot be resolved."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "DNS failure"
     family: ClassVar[str] = "network"
     points: ClassVar[tuple[str, ...]] = ("lookup", "request")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LostPacket:
     """A datagram is lost. On a connection the first packet is, and sent again after 200 ms."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "lost packet"
     family: ClassVar[str] = "network"
@@ -169,9 +201,11 @@ class LostPacket:
 # --- model servers: faults of one moment -----------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RateLimited:
     """The host answers 429, with a Retry-After of `retry_after_s` seconds unless that is None."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "429"
     family: ClassVar[str] = "model"
@@ -183,9 +217,11 @@ class RateLimited:
             _require("retry_after_s", self.retry_after_s, 0, MS_MAX // 1_000)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ServerError:
     """The host answers with a status of the 500s, 500 unless said otherwise."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "500"
     family: ClassVar[str] = "model"
@@ -196,75 +232,91 @@ class ServerError:
         _require("status", self.status, 500, 599)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class NoSuchRoute:
     """The host knows no such route: 404 with the text of a web server, not the JSON of an API."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "no such route"
     family: ClassVar[str] = "model"
     points: ClassVar[tuple[str, ...]] = ("request",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class EmptyBody:
     """Status 200 with the right content type, and not a byte after the headers."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "empty body"
     family: ClassVar[str] = "model"
     points: ClassVar[tuple[str, ...]] = ("request",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TruncatedJson:
     """The body ends in the middle of its JSON, and the connection is closed as if it were complete."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "truncated JSON"
     family: ClassVar[str] = "model"
     points: ClassVar[tuple[str, ...]] = ("request",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class WrongShape:
     """The body is JSON, but not of the shape that was promised: a list where an object should be."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "wrong JSON shape"
     family: ClassVar[str] = "model"
     points: ClassVar[tuple[str, ...]] = ("request",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class WrongContentType:
     """A proxy's page of HTML with status 200 in the place of the answer."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "wrong content type"
     family: ClassVar[str] = "model"
     points: ClassVar[tuple[str, ...]] = ("request",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class GarbageBytes:
     """The body is bytes that are no UTF-8."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "garbage bytes"
     family: ClassVar[str] = "model"
     points: ClassVar[tuple[str, ...]] = ("request",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class WrongModel:
     """A well-formed answer of another model than was asked."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "wrong model"
     family: ClassVar[str] = "model"
     points: ClassVar[tuple[str, ...]] = ("request",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class EndlessStream:
     """A streamed answer that does not end: the same piece again each `delay_ms`, until the client leaves.
 
     An answer that is not streamed never begins.
     """
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "never-ending stream"
     family: ClassVar[str] = "model"
@@ -275,27 +327,33 @@ class EndlessStream:
         _require("delay_ms", self.delay_ms, 1, MS_MAX)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Refusal:
     """The model declines to answer, in a well-formed answer."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "refusal"
     family: ClassVar[str] = "model"
     points: ClassVar[tuple[str, ...]] = ("request",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class EmptyAnswer:
     """The model answers with no text at all, in a well-formed answer."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "empty answer"
     family: ClassVar[str] = "model"
     points: ClassVar[tuple[str, ...]] = ("request",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class HugeAnswer:
     """The model answers with `size_bytes` of text, in a well-formed answer."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "huge answer"
     family: ClassVar[str] = "model"
@@ -306,9 +364,11 @@ class HugeAnswer:
         _require("size_bytes", self.size_bytes, 1, 64_000_000)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class OutsideSchema:
     """The model answers with JSON that no schema of a request allows: `{"unexpected": [null]}`."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "answer outside the schema"
     family: ClassVar[str] = "model"
@@ -318,45 +378,55 @@ class OutsideSchema:
 # --- tools: faults of one moment -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ToolRaises:
     """The tool raises RuntimeError in the place of its work."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "tool raises"
     family: ClassVar[str] = "tool"
     points: ClassVar[tuple[str, ...]] = ("tool",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ToolHangs:
     """The tool does not come back until it is cancelled, or the world healed."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "tool hangs"
     family: ClassVar[str] = "tool"
     points: ClassVar[tuple[str, ...]] = ("tool",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class AnswerLost:
     """The tool does its work, and its caller gets ConnectionError in the place of the answer."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "effect done, answer lost"
     family: ClassVar[str] = "tool"
     points: ClassVar[tuple[str, ...]] = ("tool",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class WrongType:
     """The tool does its work and gives a value of another type than it does otherwise: None, or 0 for None."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "wrong type"
     family: ClassVar[str] = "tool"
     points: ClassVar[tuple[str, ...]] = ("tool",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ToolSlow:
     """The tool takes `delay_ms` longer."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "tool slow"
     family: ClassVar[str] = "tool"
@@ -370,18 +440,22 @@ class ToolSlow:
 # --- tasks and disks: faults of one moment ---------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Cancelled:
     """The task is cancelled where it waits, as by a user who leaves or a timeout that passes at this await."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "cancel"
     family: ClassVar[str] = "process"
     points: ClassVar[tuple[str, ...]] = ("await",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DiskError:
     """The operation fails with EIO, an input/output error."""
+
+    __repr__ = shortest_code
 
     name: ClassVar[str] = "I/O error"
     family: ClassVar[str] = "disk"
@@ -391,12 +465,14 @@ class DiskError:
 # --- faults that last ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Lasting:
     """What all faults that last have: from `start_ms` of the world's time for `duration_ms`.
 
     A duration of None lasts until the world is healed.
     """
+
+    __repr__ = shortest_code
 
     name: ClassVar[str]
     family: ClassVar[str]
@@ -417,7 +493,7 @@ class Lasting:
         return float("inf") if self.duration_ms is None else self.start_ms + self.duration_ms
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class OfHost(Lasting):
     """A fault that lasts and has one host for its target."""
 
@@ -427,7 +503,7 @@ class OfHost(Lasting):
         _require_host("host", self.host)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class HostDown(OfHost):
     """The host is down: it refuses connections, and those that are open when it goes down break."""
 
@@ -435,7 +511,7 @@ class HostDown(OfHost):
     family: ClassVar[str] = "model"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class OfLinks(Lasting):
     """A fault that lasts, of every link that has one of `hosts` at an end; of all links if there are none."""
 
@@ -445,7 +521,7 @@ class OfLinks(Lasting):
         _require_hosts("hosts", self.hosts)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SlowLink(OfLinks):
     """Whatever is sent takes `delay_ms` longer."""
 
@@ -458,7 +534,7 @@ class SlowLink(OfLinks):
         _require("delay_ms", self.delay_ms, 0, MS_MAX)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Jitter(OfLinks):
     """Whatever is sent takes up to `delay_ms` longer, by the world's seed. Connections keep their order."""
 
@@ -471,7 +547,7 @@ class Jitter(OfLinks):
         _require("delay_ms", self.delay_ms, 0, MS_MAX)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Bandwidth(OfLinks):
     """No more than `bytes_per_s` pass in each direction of a link."""
 
@@ -484,7 +560,7 @@ class Bandwidth(OfLinks):
         _require("bytes_per_s", self.bytes_per_s, 1, 1 << 40)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PacketLoss(OfLinks):
     """So many in a hundred packets are lost, by the world's seed; connections send theirs again."""
 
@@ -497,7 +573,7 @@ class PacketLoss(OfLinks):
         _require("percent", self.percent, 0, 100)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Partition(OfLinks):
     """Nothing passes from `hosts` to `others`, nor back unless `one_way`. Without others: to all the rest."""
 
@@ -517,7 +593,7 @@ class Partition(OfLinks):
         _require_bool("one_way", self.one_way)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Crash(OfHost):
     """The host loses power: its tasks stop where they are, no `finally` runs, and what was not synced is lost.
 
@@ -528,7 +604,7 @@ class Crash(OfHost):
     family: ClassVar[str] = "process"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Restart(OfHost):
     """A crash after which the host starts again at once; healing and the duration mean nothing to it."""
 
@@ -536,7 +612,7 @@ class Restart(OfHost):
     family: ClassVar[str] = "process"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Pause(OfHost):
     """The host stands still, as in a long garbage collection; what reaches it waits, and is served afterwards."""
 
@@ -544,7 +620,7 @@ class Pause(OfHost):
     family: ClassVar[str] = "process"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class OfDisk(OfHost):
     """A crash that leaves the disk with more than what was synced; `choice` picks one of the possibilities."""
 
@@ -555,7 +631,7 @@ class OfDisk(OfHost):
         _require("choice", self.choice, 0, 1 << 62)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LostWrites(OfDisk):
     """A crash after which only the first of the writes that were not synced are there."""
 
@@ -563,7 +639,7 @@ class LostWrites(OfDisk):
     family: ClassVar[str] = "disk"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class TornWrite(OfDisk):
     """A crash in the middle of a write: some of its sectors are there, and the writes before it."""
 
@@ -571,7 +647,7 @@ class TornWrite(OfDisk):
     family: ClassVar[str] = "disk"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ReorderedWrites(OfDisk):
     """A crash after which any of the writes that were not synced are there, later ones without earlier ones."""
 
@@ -579,7 +655,7 @@ class ReorderedWrites(OfDisk):
     family: ClassVar[str] = "disk"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DiskFull(OfHost):
     """No more than `free_bytes` can be added to the disk."""
 
@@ -592,7 +668,7 @@ class DiskFull(OfHost):
         _require("free_bytes", self.free_bytes, 0, 1 << 50)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SlowSync(OfHost):
     """Each sync takes `delay_ms`, and the thread that asks for it stands still meanwhile."""
 
@@ -605,7 +681,7 @@ class SlowSync(OfHost):
         _require("delay_ms", self.delay_ms, 0, MS_MAX)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ClockJump(OfHost):
     """The host's wall clock jumps by `jump_ms`, back if that is negative, and back to the truth at the end."""
 
@@ -618,7 +694,7 @@ class ClockJump(OfHost):
         _require("jump_ms", self.jump_ms, -365 * MS_MAX, 365 * MS_MAX)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ClockDrift(OfHost):
     """The host's wall clock gains `ppm` microseconds each second, or loses them; the truth comes at the end."""
 
@@ -631,7 +707,7 @@ class ClockDrift(OfHost):
         _require("ppm", self.ppm, -1_000_000, 1_000_000)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class MemoryPressure(OfHost):
     """The host has `budget_bytes` of memory: what needs more is refused, and its windows shrink."""
 
@@ -644,7 +720,7 @@ class MemoryPressure(OfHost):
         _require("budget_bytes", self.budget_bytes, 0, 1 << 50)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CpuSaturation(OfHost):
     """Each step of a task of the host takes `step_us` microseconds, and they take turns."""
 
@@ -657,7 +733,7 @@ class CpuSaturation(OfHost):
         _require("step_us", self.step_us, 0, MS_MAX * 1_000)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class QueueFull(OfHost):
     """Every bounded asyncio.Queue of the host is full: nothing more goes in until it ends."""
 
@@ -692,13 +768,15 @@ FAULTS: Mapping[str, type[Fault] | type[LastingFault]] = {
 FAMILIES: Final = ("network", "model", "tool", "process", "disk", "clock", "resources")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class OnCall:
     """`fault` happens to one call: number `call` (from 0) of those that `node` makes in run `run` (from 0).
 
     Several steps of one node can run at once inside a fanout, so a call is counted per `branch`: the
     step's path without its first component, "" for a node that the token visits, ".2" for the second target.
     """
+
+    __repr__ = shortest_code
 
     run: int
     node: str
@@ -707,7 +785,7 @@ class OnCall:
     fault: CallFaultKind
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class At:
     """`fault` strikes the `number`-th time (from 0) that the world comes to `point`.
 
@@ -718,6 +796,8 @@ class At:
     Raises:
         FaultError: no such point, a fault that cannot strike there, or a number below 0.
     """
+
+    __repr__ = shortest_code
 
     point: str
     number: int = 0
@@ -734,12 +814,14 @@ class At:
         _require("number", self.number, 0, 1 << 40)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class FaultPlan:
     """All that goes wrong in one simulated world.
 
     `calls` are the faults of one moment: `OnCall` in the life of a graph, `At` in a world of hosts.
     """
+
+    __repr__ = shortest_code
 
     calls: tuple[OnCall | At, ...] = ()
     lasting: tuple[LastingFault, ...] = ()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from tinyllm.testing.loop_errors import FencedError
 
-__all__ = ["FencedLoop"]
+if TYPE_CHECKING:
+    from tinyllm.testing.sockets import SocketNetwork
+
+__all__ = ["TLS", "FencedLoop"]
 
 _NETWORK: Final = "use the simulated network, or a client whose transport needs no socket"
+TLS: Final = "use http://, or the httpx transport of the world, which needs no TLS"
 _PROCESS: Final = "give the code under test a function to call in place of the process"
 _PIPE: Final = "use an asyncio.Queue"
 _WATCH: Final = "let simulated input arrive with loop.call_external or loop.call_external_later"
@@ -34,19 +38,31 @@ def _fence(what: str, instead: str) -> Any:
     return refused
 
 
+def _through_network(what: str) -> Any:
+    def reach(self: FencedLoop, *args: Any, **kwargs: Any) -> Any:
+        if self.network is None:
+            raise FencedError(f"loop.{what}", _NETWORK)
+        return getattr(self.network, what)(*args, **kwargs)
+
+    return reach
+
+
 class FencedLoop(asyncio.AbstractEventLoop):
     """The parts of an event loop that need the real world, each with what to use instead."""
 
-    create_connection: Any = _fence("create_connection", _NETWORK)
-    create_server: Any = _fence("create_server", _NETWORK)
+    #: Where connections, servers, datagrams and names are, in a world that has a network.
+    network: SocketNetwork | None = None
+
+    create_connection: Any = _through_network("create_connection")
+    create_server: Any = _through_network("create_server")
     create_unix_connection: Any = _fence("create_unix_connection", _NETWORK)
     create_unix_server: Any = _fence("create_unix_server", _NETWORK)
-    create_datagram_endpoint: Any = _fence("create_datagram_endpoint", _NETWORK)
+    create_datagram_endpoint: Any = _through_network("create_datagram_endpoint")
     connect_accepted_socket: Any = _fence("connect_accepted_socket", _NETWORK)
-    start_tls: Any = _fence("start_tls", _NETWORK)
+    start_tls: Any = _fence("start_tls", TLS)
     sendfile: Any = _fence("sendfile", _NETWORK)
-    getaddrinfo: Any = _fence("getaddrinfo", _NETWORK)
-    getnameinfo: Any = _fence("getnameinfo", _NETWORK)
+    getaddrinfo: Any = _through_network("getaddrinfo")
+    getnameinfo: Any = _through_network("getnameinfo")
     sock_accept: Any = _fence("sock_accept", _NETWORK)
     sock_connect: Any = _fence("sock_connect", _NETWORK)
     sock_recv: Any = _fence("sock_recv", _NETWORK)

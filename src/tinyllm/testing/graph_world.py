@@ -69,7 +69,7 @@ class GraphWorld:
         self._rest = Rest(at_rest=True)
         made: Counter[Voice] = Counter()
         for name in dict.fromkeys(script.hosts.values()):
-            self.network.hosts[name] = OllamaHost(
+            host = OllamaHost(
                 name,
                 script,
                 self.calls,
@@ -78,6 +78,7 @@ class GraphWorld:
                 clock=self.clock,
                 run_index=lambda run_id: int(run_id.removeprefix("run-")) - 1,
             )
+            self.network.serve(name, host)
         urls = {model: f"http://{host}:11434" for model, host in script.hosts.items()}
         self.model = OllamaClient("http://nowhere", hosts=urls, transport=self.network.transport())
         self.executor = Executor(

@@ -16,12 +16,13 @@ __all__ = ["AppliedHold", "Holds"]
 
 @dataclass(frozen=True, slots=True)
 class AppliedHold:
-    """A hold that delayed the wake-up of `task` at `at_ns`, for a number of steps or for a time."""
+    """A hold that met the wake-up of `task` at `at_ns`: it delayed it for a number of steps or for a time, or
+    stalled its process."""
 
     at_ns: int
     task: str
     hold: Hold
-    kind: Literal["steps", "time"]
+    kind: Literal["steps", "time", "stall"]
 
 
 class Holds:

@@ -5,6 +5,7 @@ Everything here is found by looking. What the garbage collector would find, it f
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterable
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +16,7 @@ from tinyllm.testing.tasks import SimulatedFuture, SimulatedTask, name_of
 if TYPE_CHECKING:
     from tinyllm.testing.loop import SimulatedLoop
 
-__all__ = ["bury_dead", "close_asyncgens", "end_leftovers", "report_unseen"]
+__all__ = ["bury_dead", "close_asyncgens", "end_leftovers", "report_unseen", "start_closing"]
 
 _ROUNDS: Final = 8
 """How often a task that swallows its cancellation is cancelled again."""
@@ -68,13 +69,21 @@ def _all_done(loop: SimulatedLoop, tasks: tuple[SimulatedTask[Any], ...]) -> Sim
 
 
 async def close_asyncgens(loop: SimulatedLoop, agens: Iterable[AsyncGenerator[Any, Any]]) -> None:
-    """Close *agens* one after the other. An error in one is reported and does not keep the others open."""
-    for agen in agens:
-        try:
-            await agen.aclose()
-        except Exception as error:  # noqa: BLE001 - reported
+    """Close *agens* side by side. An error in one is reported and does not keep the others open."""
+    closing = list(agens)
+    ends = await asyncio.gather(*(start_closing(loop, agen) for agen in closing), return_exceptions=True)
+    for agen, end in zip(closing, ends, strict=True):
+        if isinstance(end, Exception):  # so no cancellation, as in asyncio
             message = f"an error occurred during closing of asynchronous generator {name_of(agen)}"
-            loop.call_exception_handler({"message": message, "exception": error, "asyncgen": agen})
+            loop.call_exception_handler({"message": message, "exception": end, "asyncgen": agen})
+
+
+def start_closing(loop: SimulatedLoop, agen: AsyncGenerator[Any, Any]) -> SimulatedTask[None]:
+    """Close *agen* in a task of its own, which is called after it."""
+    closing: Any = agen.aclose()
+    task: SimulatedTask[None] = SimulatedTask(closing, loop=loop)
+    task.set_name(f"{name_of(agen)}.aclose#{task.number}")
+    return task
 
 
 def _abandon(loop: SimulatedLoop, task: SimulatedTask[Any]) -> None:
@@ -96,7 +105,7 @@ def bury_dead(tasks: Iterable[SimulatedTask[Any]]) -> None:
     shut. How they take that is nobody's finding: the process had died before.
     """
     for task in tasks:
-        if task.done() or task.process is None or not task.process.dead:
+        if task.process is None or not task.process.dead:
             continue
         task._log_destroy_pending = False
         coro: Any = task.get_coro()

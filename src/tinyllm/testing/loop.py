@@ -23,20 +23,25 @@ from itertools import count
 from typing import Any, ClassVar, Final, TypeVar, TypeVarTuple, cast
 
 from tinyllm.testing.holds import AppliedHold, Holds
-from tinyllm.testing.leftovers import bury_dead, close_asyncgens, end_leftovers, report_unseen
+from tinyllm.testing.leftovers import bury_dead, close_asyncgens, end_leftovers, report_unseen, start_closing
 from tinyllm.testing.loop_errors import FencedError, LivelockError, SimulationError, StuckError
 from tinyllm.testing.processes import PROCESS, Governor, Process
 from tinyllm.testing.schedule import Hold, Schedule
 from tinyllm.testing.tasks import (
+    NOBODY,
+    OUTSIDE,
     OWNER,
+    STEP,
+    TIMER,
     Runnable,
     SimulatedFuture,
     SimulatedHandle,
     SimulatedTask,
     SimulatedTimer,
+    forget_maker,
     name_of,
 )
-from tinyllm.testing.threads import job_name, run_job
+from tinyllm.testing.threads import fence_wait, job_name, run_job
 from tinyllm.testing.unhandled import ReportingLoop
 from tinyllm.testing.waiting import Waiting, waiting
 
@@ -62,6 +67,12 @@ _Ts = TypeVarTuple("_Ts")
 ANY: Final[Any] = object()
 """Every owner, where an owner may be given."""
 
+STALL_STEP_NS: Final = 1_000
+"""How long the process stands still for each step of a hold that meets the wake-up of a timer."""
+
+_END_OF_SLEEP: Final = asyncio.futures._set_result_unless_cancelled  # type: ignore[attr-defined]
+"""What the timer of a sleep calls: it wakes the task, and no code of the program."""
+
 _WATCHED_STEPS: Final = 64
 """How many of the last steps a LivelockError tells about."""
 
@@ -81,6 +92,13 @@ class SimulatedLoop(ReportingLoop):
     only contested wake-ups: those that find the wake-up of another task ready or held. A hold for steps
     ends early when nothing else is ready, before time moves.
 
+    With *stalls* as well, a hold that meets any other wake-up than one by simulated input or an executor job is
+    a stall: the whole process stands still for the hold's time (1 us for each of its steps), and then goes on in
+    the order of asyncio. On stock asyncio timers run in the order of their moments, however late, so that
+    holding one of them alone makes orders that it never has; a step that takes long, or a loop that wakes up
+    late, is all that can happen there. Then every wake-up counts, contested or not, but those by input for
+    holds that last for steps.
+
     Public to read: `steps` run so far (callbacks of every kind; at most *max_steps* in the life of the
     loop), `applied_holds`, and `unhandled`, the contexts that reached the default exception handler.
     Nothing is printed.
@@ -92,12 +110,26 @@ class SimulatedLoop(ReportingLoop):
     #: What the engine makes of the tasks that it does not make through `create_task`.
     tinyllm_task_class: ClassVar[type[asyncio.Task[Any]]] = SimulatedTask
 
-    def __init__(self, schedule: Schedule = (), *, external_only: bool = True, max_steps: int = 1_000_000) -> None:
+    def __init__(
+        self,
+        schedule: Schedule = (),
+        *,
+        external_only: bool = True,
+        stalls: bool = False,
+        max_steps: int = 1_000_000,
+    ) -> None:
         for hold in schedule:
             if not isinstance(hold, Hold):
                 raise TypeError(f"a schedule is a tuple of Hold, but it has {hold!r}; see schedule.decode")
         super().__init__()
         self.steps = 0
+        #: How long calls that block have kept the callback that runs now.
+        self.blocked_ns = 0
+        #: How many batches of callbacks were begun: between two of them asyncio looks at its timers.
+        self.batch = 0
+        self._in_front = 0
+        #: Whether the clock has moved and no step of the program has run since.
+        self._just_woke = False
         self.next_task_number = count(1).__next__
         self.next_future_number = count(1).__next__
         self._next_sequence = count(1).__next__
@@ -108,15 +140,22 @@ class SimulatedLoop(ReportingLoop):
         self._cancelled_timers = 0
         self._holds = Holds(schedule)
         self.applied_holds = self._holds.applied
-        self._all_eligible = not external_only
-        self._external = False
+        self._stalls = stalls and external_only
+        #: What every wake-up counts as, unless something outside the program caused it.
+        self._at_least = OUTSIDE if not external_only else STEP if stalls else NOBODY
+        self._external = NOBODY
         self._ready_wakeups = 0
         self._task_steps = 0
         self._max_steps = max_steps
         self._recent: list[str] = []
         self._tasks: list[SimulatedTask[Any]] = []
         self._tasks_prune_at = 64
+        self._dead: list[SimulatedTask[Any]] = []
         self._asyncgens: dict[int, tuple[weakref.ref[AsyncGenerator[Any, Any]], Process | None]] = {}
+        #: What the executor job that runs now has cost so far; None while none does.
+        self.job_cost_ns: int | None = None
+        #: What the answer of the executor job that runs now waits for; set by a fault.
+        self.job_awaits: asyncio.Future[None] | None = None
         #: Asked before each callback, while some process of the world is not simply up.
         self.governor: Governor | None = None
         self._task_factory: Callable[..., Any] | None = None
@@ -133,11 +172,16 @@ class SimulatedLoop(ReportingLoop):
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
-        return self._now_ns / 1e9
+        return (self._now_ns + self.blocked_ns) / 1e9
 
     @property
     def time_ns(self) -> int:
         """Virtual nanoseconds since the loop was made."""
+        return self._now_ns + self.blocked_ns
+
+    @property
+    def batch_ns(self) -> int:
+        """The time at which the callback that runs now began: `time_ns` without what blocked it since."""
         return self._now_ns
 
     def call_soon(
@@ -145,7 +189,7 @@ class SimulatedLoop(ReportingLoop):
     ) -> SimulatedHandle:
         if self._closed:  # before the call, because this method is the busiest
             self._check_open()
-        handle = SimulatedHandle(callback, args, self, context, self._external or self._all_eligible)
+        handle = SimulatedHandle(callback, args, self, context, self._external or self._at_least)
         if handle.task is not None:
             self._ready_wakeups += 1
         self._ready.append(handle)
@@ -161,6 +205,8 @@ class SimulatedLoop(ReportingLoop):
         """
         if threading.get_ident() != self._thread:
             self.refuse("call_soon_threadsafe from another thread")
+        if self._running and asyncio._get_running_loop() is None:  # so it comes from a job
+            fence_wait(callback)
         return self.call_soon(callback, *args, context=context)
 
     def call_external(
@@ -168,20 +214,22 @@ class SimulatedLoop(ReportingLoop):
     ) -> SimulatedHandle:
         """`call_soon` for simulated input and output: what *callback* wakes counts as woken from outside."""
         handle = self.call_soon(callback, *args, context=context)
-        handle.external = True
+        handle.external = OUTSIDE
         return handle
 
     def call_external_later(
         self, delay: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> SimulatedTimer:
-        """`call_later` for simulated input and output: a timer is as external as they are."""
-        return self.call_later(delay, callback, *args, context=context)
+        """`call_later` for simulated input and output."""
+        timer = self.call_later(delay, callback, *args, context=context)
+        timer.external = OUTSIDE
+        return timer
 
     def call_later(
         self, delay: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> SimulatedTimer:
         """Call *callback* in *delay* virtual seconds, rounded to nanoseconds; never, if that is infinite."""
-        when_ns = None if delay == float("inf") else self._now_ns + round(delay * 1e9)
+        when_ns = None if delay == float("inf") else self._now_ns + self.blocked_ns + round(delay * 1e9)
         return self._set_timer(when_ns, callback, args, context)
 
     def call_at(
@@ -239,7 +287,10 @@ class SimulatedLoop(ReportingLoop):
         """
         self._check_open()
         if self._task_factory is None:
-            return SimulatedTask(coro, loop=self, name=name, context=context, eager_start=bool(eager_start))
+            made = SimulatedTask(coro, loop=self, name=name, context=context, eager_start=bool(eager_start))
+            if self._debug:
+                forget_maker(made)
+            return made
         task = self._task_factory(self, coro, **({} if context is None else {"context": context}))
         if not isinstance(task, SimulatedTask):
             task.cancel()
@@ -279,6 +330,11 @@ class SimulatedLoop(ReportingLoop):
             and (task.process is None or not task.process.dead)
         )
 
+    def keep_dead(self, task: SimulatedTask[Any]) -> None:
+        """Keep a task of a dead process from being collected, and so from running its `finally` blocks, before
+        the loop is closed."""
+        self._dead.append(task)
+
     def remember(self, task: SimulatedTask[Any]) -> None:
         """Called by each new task. A task is kept until it is done and somebody has seen its exception."""
         self._tasks.append(task)
@@ -299,7 +355,7 @@ class SimulatedLoop(ReportingLoop):
         """
         self._check_open()
         future = self.create_future()
-        outer, self._external = self._external, True  # a thread starts when it likes
+        outer, self._external = self._external, OUTSIDE  # a thread starts when it likes
         try:
             job = SimulatedTask(run_job(self, future, func, args), loop=self)
         finally:
@@ -309,10 +365,18 @@ class SimulatedLoop(ReportingLoop):
 
     def come_from_outside(self) -> None:
         """Let what the running callback wakes from here on count as woken from outside."""
-        self._external = True
+        self._external = OUTSIDE
 
     def set_default_executor(self, executor: Any) -> None:
-        """Does nothing: jobs run inline."""
+        """Does nothing: jobs run inline.
+
+        Raises:
+            TypeError: *executor* is no ThreadPoolExecutor.
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        if not isinstance(executor, ThreadPoolExecutor):
+            raise TypeError(f"executor must be ThreadPoolExecutor instance, not {executor!r}")
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Does nothing: there are no threads to wait for."""
@@ -386,13 +450,16 @@ class SimulatedLoop(ReportingLoop):
         asyncio._set_running_loop(self)
         sys.set_asyncgen_hooks(firstiter=self._note_asyncgen, finalizer=self._end_asyncgen)
         try:
-            while self._ready or self._wake_next(limit_ns):
+            # Told to stop before it began, asyncio runs what is due and does not wait.
+            while self._ready or self._wake_next(self._now_ns if self._stopping else limit_ns):
                 self._run_batch()
                 if self._stopping:
                     break
             return self._stopping
         finally:
-            self._running = self._stopping = self._external = False
+            self._running = self._stopping = False
+            self.blocked_ns = 0
+            self._external = NOBODY
             asyncio._set_running_loop(None)
             sys.set_asyncgen_hooks(*hooks)
 
@@ -404,6 +471,7 @@ class SimulatedLoop(ReportingLoop):
         when_ns = self._next_timer_ns()
         if when_ns is None or (limit_ns is not None and when_ns > limit_ns):
             return False
+        self._just_woke = True
         # A timer may have been set for the past; the clock never goes back.
         self._now_ns = max(self._now_ns, when_ns)
         return True
@@ -418,19 +486,30 @@ class SimulatedLoop(ReportingLoop):
     def _run_batch(self) -> None:
         """Run what is ready now. As in asyncio, timers and `stop` wait for the end of a batch."""
         self._ready_due_timers()
+        self.batch += 1
         ready, holds = self._ready, self._holds
         todo = len(ready)
         while todo:
             todo -= 1
             handle = ready.popleft()
+            governor = self.governor
+            if governor is not None and governor.keeps(handle):
+                self._ready_wakeups -= handle.task is not None
+                continue
             if handle.task is not None:
                 self._ready_wakeups -= 1
                 if holds.upcoming is not None and handle.eligible and self._holds_back(handle):
+                    todo += self._in_front
+                    self._in_front = 0
                     continue
                 self._task_steps += 1
-            if handle._cancelled or (self.governor is not None and self.governor.takes(handle)):
+            if handle._cancelled:
                 continue
+            if governor is not None:
+                governor.begins(handle)
             self.steps += 1
+            if self._just_woke and handle._callback is not _END_OF_SLEEP:
+                self._just_woke = False
             if self.steps > self._max_steps - _WATCHED_STEPS:
                 self._watch(handle)
             self._external = handle.external
@@ -440,6 +519,9 @@ class SimulatedLoop(ReportingLoop):
                 raise
             except BaseException as error:  # noqa: BLE001 - it must not end the run of the others
                 self._report_callback(handle, error)
+            if self._in_front:
+                todo += self._in_front
+                self._in_front = 0
             if holds.for_steps and holds.for_steps[0][0] <= self._task_steps:
                 todo += self._release(holds.due(self._task_steps))
 
@@ -468,18 +550,48 @@ class SimulatedLoop(ReportingLoop):
 
     def _holds_back(self, handle: SimulatedHandle) -> bool:
         """Hold this eligible wake-up back if it is contested and the schedule says so."""
-        if handle.task is None or not (self._ready_wakeups or self._holds.held):
+        if handle.task is None or not (self._ready_wakeups or self._holds.held or self._counts_alone(handle)):
             return False
         hold = self._holds.next_of_contested()
         if hold is None:
             return False
-        handle.eligible = False  # a wake-up is held once
+        cause, handle.eligible = handle.eligible, NOBODY  # a wake-up is held once
+        if self._stalls and cause != OUTSIDE:
+            return self._stall(handle, handle.task, hold, late=cause == TIMER and self._just_woke)
         self._holds.note(self._now_ns, handle.task.get_name(), hold)
         if hold.time_ns is not None:
             heappush(self._timers, (self._now_ns + hold.time_ns, self._next_sequence(), handle))
         elif hold.steps is not None:
             self._holds.keep(handle, self._task_steps + hold.steps)
         return True
+
+    def _counts_alone(self, handle: SimulatedHandle) -> bool:
+        """Whether a hold may take this wake-up although no other task is ready or held."""
+        upcoming = self._holds.upcoming
+        return self._stalls and (handle.eligible != OUTSIDE or (upcoming is not None and upcoming.time_ns is not None))
+
+    def _stall(self, handle: SimulatedHandle, task: asyncio.Task[Any], hold: Hold, *, late: bool) -> bool:
+        """Let *task*, and all of its process, go on later; tell whether *handle* was put back.
+
+        Either the step before took so long; or the loop woke up so *late*, if no step has run since it did, and
+        then all timers that are due by then go before the task, in the order of their moments.
+        """
+        duration_ns = hold.steps * STALL_STEP_NS if hold.steps is not None else hold.time_ns or 0
+        self._holds.applied.append(AppliedHold(self._now_ns, task.get_name(), hold, "stall"))
+        process = getattr(task, "process", None)
+        if process is not None:
+            process.host.stall(handle, duration_ns, late=late)
+            return True
+        self._now_ns += duration_ns
+        if late:
+            others = list(self._ready)
+            self._ready.clear()
+            self._ready_due_timers()
+            self._in_front += len(self._ready) + 1
+            self._ready_wakeups += 1
+            self._ready.append(handle)
+            self._ready.extend(others)
+        return late
 
     def _release(self, handles: list[SimulatedHandle]) -> int:
         """Put wake-ups that were held in front of everything else; tell how many."""
@@ -488,16 +600,12 @@ class SimulatedLoop(ReportingLoop):
             self._ready.appendleft(handle)
         return len(handles)
 
-    def defer(self, handle: Runnable, until_ns: int) -> None:
-        """Let the wake-up *handle* come again at *until_ns*, after those that were deferred before it."""
-        self._holds.held += 1
-        heappush(self._timers, (until_ns, self._next_sequence(), handle))
-
-    def make_ready(self, handles: Iterable[Runnable]) -> None:
-        """Put callbacks that were kept back behind everything that is ready, in their order."""
-        for handle in handles:
+    def put_in_front(self, handles: Iterable[Runnable]) -> None:
+        """Let callbacks that were kept back run before everything that is ready, in this batch, in their order."""
+        for handle in reversed(tuple(handles)):
+            self._in_front += 1
             self._ready_wakeups += handle.task is not None
-            self._ready.append(handle)
+            self._ready.appendleft(handle)
 
     def cut_hold(self, task: SimulatedTask[Any]) -> None:
         """Make a held wake-up of *task* ready; does nothing if none is held. For `SimulatedTask.cancel`."""
@@ -535,12 +643,7 @@ class SimulatedLoop(ReportingLoop):
     def _end_asyncgen(self, agen: AsyncGenerator[Any, Any]) -> None:
         """An unfinished generator is about to vanish: let it run its cleanup first."""
         if not self._closed:
-            self.call_soon(self._start_closing, agen)  # not at once, because asyncio does not either
-
-    def _start_closing(self, agen: AsyncGenerator[Any, Any]) -> None:
-        closing: Any = agen.aclose()
-        task = SimulatedTask(closing, loop=self)
-        task.set_name(f"{name_of(agen)}.aclose#{task.number}")
+            self.call_soon(start_closing, self, agen)  # not at once, because asyncio does not either
 
     def open_asyncgens(self) -> list[AsyncGenerator[Any, Any]]:
         """The asynchronous generators that were started and not finished, the oldest first; none of dead processes."""
@@ -585,11 +688,12 @@ class SimulatedLoop(ReportingLoop):
             report_unseen(self, self._tasks)
         finally:
             self._closed = True
-            bury_dead(self._tasks)
+            bury_dead([*self._tasks, *self._dead])
             self._ready.clear()
             self._timers.clear()
             self._holds.for_steps.clear()
             self._tasks.clear()
+            self._dead.clear()
             self._asyncgens.clear()
 
     # --- state ---------------------------------------------------------------------------------------

@@ -1,176 +1,219 @@
-"""The network of the world: an httpx transport that leads to simulated hosts and never to a socket."""
+"""The HTTP network of the world: hosts by name, the exchanges under way, and the connections that are open.
+
+Clients built on httpx reach it through a transport (`tinyllm.testing.http_transport`) and never a socket. A
+request takes, from the host on which it is made to the host that it names:
+
+- a round trip of the link for a connection, unless its client has one to that host that is idle;
+- the link's time for the request, which the server sees when all of it has arrived;
+- as long as the server takes, and the link's time for each piece of the answer, in order.
+
+Where a link does not pass, what is sent waits until it does; a host that is down refuses connections and
+resets those it has, one that is paused answers when it goes on. Encryption takes no round trips of its own.
+
+A host without a server here is left to the simulated sockets, if the loop has them: there a program may listen.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from contextvars import Context, copy_context
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
-import httpx
-
+from tinyllm.testing.arrivals import pause
+from tinyllm.testing.exchanges import HttpRequest, Server
+from tinyllm.testing.faults import HOME, Fault
+from tinyllm.testing.http_exchange import Exchange
+from tinyllm.testing.http_failures import NAME_NOT_KNOWN, NetworkFailure
+from tinyllm.testing.http_hosts import Served
+from tinyllm.testing.http_pool import Connection, Pool
+from tinyllm.testing.links import Links
 from tinyllm.testing.loop import OWNER, SimulatedLoop
+from tinyllm.testing.points import Points
+from tinyllm.testing.processes import PROCESS, Host, Process
 
-NS_PER_S = 1_000_000_000
+if TYPE_CHECKING:
+    import httpx
 
+__all__ = ["Network"]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exchange:
-    """What a host does with one request, decided when it arrives.
-
-    After `duration_ns`: `refused` and `reset` break the connection; otherwise status and body follow,
-    of which `cut` lets only half arrive.
-    """
-
-    duration_ns: int = 0
-    status: int = 200
-    body: bytes = b""
-    content_type: str = "application/json"
-    refused: bool = False
-    reset: bool = False
-    cut: bool = False
-
-
-class Host(Protocol):
-    """A simulated server."""
-
-    def receive(self, request: httpx.Request) -> Exchange:
-        """Decide what comes of `request`; called at the moment it arrives."""
-        ...
-
-    def finish(self, request: httpx.Request, *, delivered: bool) -> None:
-        """The exchange is over; not `delivered` if the client left before its end."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class Connection:
-    """An open connection; `owner` is the run that opened it, if one did."""
-
-    number: int
-    host: str
-    owner: object
+#: What clocks show at the beginning of a world whose hosts have none.
+EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
+_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Network:
-    """Hosts by name, and the connections that are open."""
+    """The HTTP servers of one loop. Without *links* nothing takes time, without *points* no fault strikes.
 
-    def __init__(self, loop: SimulatedLoop) -> None:
+    *hosts* are those that crash and pause; a server under another name belongs to none and is always up.
+    `localhost` is the host on which the request is made.
+    """
+
+    def __init__(
+        self,
+        loop: SimulatedLoop,
+        *,
+        links: Links | None = None,
+        points: Points | None = None,
+        hosts: Mapping[str, Host] | None = None,
+    ) -> None:
         self.loop = loop
-        self.hosts: dict[str, Host] = {}
+        self.links = Links() if links is None else links
+        self.points = points
+        self.hosts: Mapping[str, Host] = {} if hosts is None else hosts
+        self.servers: dict[str, Served] = {}
+        #: The context of what is under way: no process's and nobody's work.
+        self.wire: Context = copy_context()
+        self.wire.run(PROCESS.set, None)
+        self.wire.run(OWNER.set, None)
+        self._contexts: dict[str, tuple[Process, Context]] = {}
+        self._nobody = self.wire.copy()
+        self._exchanges: dict[int, Exchange] = {}
         self._open: dict[int, Connection] = {}
-        self._opened = 0
+        self._exchange_number = count(1).__next__
+        self._connection_number = count(1).__next__
+        self._watched: set[str] = set()
+        self._pools: WeakKeyDictionary[Any, Pool] = WeakKeyDictionary()
+        self.links.changed.append(self._unblock)
 
-    def transport(self) -> httpx.AsyncBaseTransport:
-        """A transport for any client built on httpx."""
-        return _Transport(self)
+    # --- servers and clients -------------------------------------------------------------------------
+
+    def serve(self, name: str, server: Server) -> Served:
+        """Let *server* answer HTTP and HTTPS under *name*, on every port, in the place of any other before it.
+
+        Raises:
+            TypeError: *server* is neither a function nor has it a method `answer`.
+        """
+        served = self.servers[name] = Served(name, server)
+        return served
+
+    def transport(
+        self, module: ModuleType | None = None, *, max_connections: int | None = None
+    ) -> httpx.AsyncBaseTransport:
+        """A transport into this network for any client built on *module*: httpx, which is the default, or httpx2.
+
+        At most *max_connections* of its connections are in use at once; None for no limit.
+        """
+        from tinyllm.testing.http_transport import transport_for
+
+        return transport_for(self, Pool(self.loop, max_connections=max_connections), module)
+
+    def pool_of(self, client: Any, make: Callable[[SimulatedLoop, Any], Pool]) -> Pool:
+        """The connections of *client*, a transport that is not this network's own."""
+        pool = self._pools.get(client)
+        if pool is None:
+            pool = self._pools[client] = make(self.loop, client)
+        return pool
+
+    def name_of(self, host: str) -> str:
+        """The name of the host that *host* means to the running code."""
+        if host in self.servers or host in self.hosts:
+            return host
+        if host in _LOOPBACK:
+            process = PROCESS.get()
+            return HOME if process is None else process.host.name
+        return next((name for name, known in self.hosts.items() if known.address == host), host)
+
+    def reaches_socket(self, name: str) -> bool:
+        """Whether requests for host *name* go through simulated sockets, to whatever program listens there."""
+        return self.loop.network is not None and name in self.hosts and name not in self.servers
+
+    # --- exchanges -----------------------------------------------------------------------------------
+
+    async def begin(self, request: httpx.Request, name: str, pool: Pool) -> Exchange:
+        """An exchange for *request* to host *name*, which has entered *pool*.
+
+        Raises:
+            NetworkFailure: a ConnectError: nobody of that name, or nobody who serves HTTP there.
+        """
+        fault = self.strike("request", name)
+        served = self.servers.get(name)
+        if served is None:
+            await pause(self.loop)
+            raise NetworkFailure("ConnectError", "connection refused" if name in self.hosts else NAME_NOT_KNOWN)
+        host, client = self.hosts.get(name), PROCESS.get()
+        told = HttpRequest(
+            method=request.method,
+            url=request.url,
+            path=request.url.path,
+            headers=request.headers,
+            source=HOME if client is None else client.host.name,
+            host=name,
+            clock=self._now if host is None else _clock_of(host) or self._now,
+            fault=fault,
+        )
+        for end in (host, None if client is None else client.host):
+            if end is not None and end.name not in self._watched:
+                self._watched.add(end.name)
+                end.on_crash.append(self._crashed)
+        server = None if host is None else host.process
+        exchange = Exchange(self, self._exchange_number(), told, served, pool, client, server)
+        self._exchanges[exchange.number] = exchange
+        return exchange
+
+    def strike(self, kind: str, name: str) -> Fault | None:
+        """Come to a point of the world; give the fault that strikes there."""
+        return None if self.points is None else self.points.strike(kind, name)
+
+    def context_of(self, process: Process | None) -> Context:
+        """The context of what *process* does with requests. Enter it from no callback that runs in it."""
+        if process is None:
+            return self._nobody
+        known = self._contexts.get(process.host.name)
+        if known is None or known[0] is not process:
+            context = self.wire.copy()
+            context.run(PROCESS.set, process)
+            known = self._contexts[process.host.name] = (process, context)
+        return known[1]
+
+    def _now(self) -> datetime:
+        return EPOCH + timedelta(microseconds=self.loop.time_ns // 1_000)
+
+    def _crashed(self, process: Process) -> None:
+        for exchange in list(self._exchanges.values()):
+            exchange.crash(process)
+
+    def _unblock(self) -> None:
+        for exchange in list(self._exchanges.values()):
+            exchange.unblock()
+
+    def heal(self) -> None:
+        """Let every exchange that hangs or drips because of a fault come to its end."""
+        for exchange in list(self._exchanges.values()):
+            exchange.heal()
+
+    def forget(self, number: int, connection: Connection | None) -> None:
+        """Called by an exchange that is over."""
+        self._exchanges.pop(number, None)
+        if connection is not None:
+            self.disconnect(connection)
+
+    # --- connections ---------------------------------------------------------------------------------
 
     def open_connections(self, owner: object) -> list[Connection]:
-        """What `owner` has open, in the order of opening."""
+        """The connections that *owner* uses, in the order of their making. Idle ones are nobody's."""
         return [connection for connection in self._open.values() if connection.owner == owner]
 
-    def connect(self, host: str) -> Connection:
-        self._opened += 1
-        connection = Connection(self._opened, host, OWNER.get())
-        self._open[connection.number] = connection
+    def connect(self, host: str, client: Process | None = None, server: Process | None = None) -> Connection:
+        """A new connection, used by whoever owns the running code."""
+        connection = Connection(self._connection_number(), host, None, client, server)
+        self.use(connection)
         return connection
 
+    def use(self, connection: Connection) -> None:
+        """Let whoever owns the running code use *connection*."""
+        connection.owner = OWNER.get()
+        self._open[connection.number] = connection
+
     def disconnect(self, connection: Connection) -> None:
+        """Let nobody use *connection* any more."""
         self._open.pop(connection.number, None)
 
 
-class _Transport(httpx.AsyncBaseTransport):
-    def __init__(self, network: Network) -> None:
-        self._network = network
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        name = request.url.host
-        host = self._network.hosts.get(name)
-        if host is None:
-            raise httpx.ConnectError(f"no host {name!r} in this world", request=request)
-        await request.aread()
-        connection = self._network.connect(name)
-        delivered = False
-        try:
-            exchange = self._received(host, request)
-            await self._pass_time(exchange, request)
-            stream = _Body(exchange, self._network, connection, host, request)
-            delivered = True
-        finally:
-            if not delivered:
-                self._network.disconnect(connection)
-                host.finish(request, delivered=False)
-        headers = {"content-type": exchange.content_type, "content-length": str(len(exchange.body))}
-        return httpx.Response(exchange.status, headers=headers, stream=stream)
-
-    def _received(self, host: Host, request: httpx.Request) -> Exchange:
-        try:
-            return host.receive(request)
-        except Exception as error:
-            # A host that fails is a mistake in the world, and must not pass for a fault that the engine met.
-            self._network.loop.call_exception_handler({"message": "a simulated host failed", "exception": error})
-            raise
-
-    async def _pass_time(self, exchange: Exchange, request: httpx.Request) -> None:
-        """Wait for the answer's beginning, as long as the client's read timeout allows.
-
-        Connections are made and requests sent in no time, so the connect, write and pool timeouts cannot pass.
-        """
-        if exchange.refused:
-            raise httpx.ConnectError("connection refused", request=request)
-        timeout_s = request.extensions.get("timeout", {}).get("read")
-        limit_ns = None if timeout_s is None else round(timeout_s * NS_PER_S)
-        late = limit_ns is not None and limit_ns <= exchange.duration_ns
-        await _external_sleep(self._network.loop, limit_ns if late and limit_ns is not None else exchange.duration_ns)
-        if late:
-            raise httpx.ReadTimeout(f"no answer within {timeout_s} s", request=request)
-        if exchange.reset:
-            raise httpx.ReadError("connection reset by peer", request=request)
-
-
-class _Body(httpx.AsyncByteStream):
-    """A response body; its connection is open until it is read to its end or closed."""
-
-    def __init__(
-        self, exchange: Exchange, network: Network, connection: Connection, host: Host, request: httpx.Request
-    ) -> None:
-        self._exchange = exchange
-        self._network = network
-        self._connection = connection
-        self._host = host
-        self._request = request
-        self._over = False
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        body = self._exchange.body
-        middle = len(body) // 2
-        yield body[:middle]
-        if self._exchange.cut:
-            text = f"peer closed the connection after {middle} of {len(body)} bytes of the body"
-            raise httpx.RemoteProtocolError(text, request=self._request)
-        yield body[middle:]
-        self._finish(delivered=True)
-
-    async def aclose(self) -> None:
-        self._finish(delivered=False)
-
-    def _finish(self, *, delivered: bool) -> None:
-        if not self._over:
-            self._over = True
-            self._network.disconnect(self._connection)
-            self._host.finish(self._request, delivered=delivered)
-
-
-async def _external_sleep(loop: SimulatedLoop, duration_ns: int) -> None:
-    """Wait for something that comes from outside: the schedule may hold such a wake-up back."""
-    arrived: asyncio.Future[None] = loop.create_future()
-    timer = loop.call_external_later(duration_ns / NS_PER_S, _arrive, arrived)
-    try:
-        await arrived
-    finally:
-        timer.cancel()
-
-
-def _arrive(arrived: asyncio.Future[None]) -> None:
-    if not arrived.done():
-        arrived.set_result(None)
+def _clock_of(host: Host) -> Callable[[], datetime] | None:
+    """The wall clock of a host that has one."""
+    clock = getattr(host, "clock", None)
+    return None if clock is None else clock.now

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import httpx
-
-from tinyllm.testing.network import Exchange
+from tinyllm.testing.exchanges import Answer, Break, HttpRequest, Outcome, json_answer
+from tinyllm.testing.faults import CutMidBody
 from tinyllm.testing.script import TOKENS_IN, Ask, Reply, Script
 
 #: Who calls: run, node and branch.
@@ -55,24 +53,26 @@ class OllamaHost:
         self._time_ns = time_ns
         self._clock = clock
         self._run_index = run_index
-        self._under_way: dict[int, CallRecord] = {}
+        self._under_way: dict[HttpRequest, CallRecord] = {}
 
-    def receive(self, request: httpx.Request) -> Exchange:
-        if request.url.path != "/api/chat":
-            return _error(404, f"path {request.url.path!r} not found")
-        question = json.loads(request.content)
+    def answer(self, request: HttpRequest) -> Outcome:
+        """What comes of *request*; its record ends with it."""
+        if request.path != "/api/chat":
+            return _error(404, f"path {request.path!r} not found")
+        question = request.json
         model = str(question.get("model"))
         if self._script.hosts.get(model) != self.name:
             return _error(404, f"model {model!r} not found")
         record = self._record(model, question, request.headers.get("idempotency-key", ""))
-        self._under_way[id(request)] = record
-        return self._exchange(record)
+        self._under_way[request] = record
+        return self._outcome(record, request)
 
-    def finish(self, request: httpx.Request, *, delivered: bool) -> None:
-        record = self._under_way.pop(id(request), None)
+    def finished(self, request: HttpRequest) -> None:
+        """The exchange is over."""
+        record = self._under_way.pop(request, None)
         if record is not None:
             record.ended_ns = self._time_ns()
-            record.delivered = delivered
+            record.delivered = request.ended == "delivered"
 
     def _record(self, model: str, question: dict[str, Any], key: str) -> CallRecord:
         run_id, path, node = key.split(":", 2)
@@ -87,14 +87,17 @@ class OllamaHost:
         self._calls.append(record)
         return record
 
-    def _exchange(self, record: CallRecord) -> Exchange:
+    def _outcome(self, record: CallRecord, request: HttpRequest) -> Outcome:
         reply = record.reply
-        if reply.how in ("refused", "reset"):
-            return Exchange(duration_ns=reply.duration_ns, refused=reply.how == "refused", reset=reply.how == "reset")
+        if reply.how == "refused":
+            return Break(how="refused", after_ns=reply.duration_ns)
+        if reply.how == "reset":
+            return Break(how="reset", after_ns=reply.duration_ns)
         if reply.how == "error":
             return _error(reply.status, "the model runner has terminated", reply.duration_ns)
-        body = json.dumps(self._answer(record), ensure_ascii=False).encode()
-        return Exchange(duration_ns=reply.duration_ns, body=body, cut=reply.how == "cut")
+        if reply.how == "cut":
+            request.fault = CutMidBody()  # what the script says, the network does
+        return json_answer(self._answer(record), after_ns=reply.duration_ns)
 
     def _answer(self, record: CallRecord) -> dict[str, Any]:
         return {
@@ -109,5 +112,5 @@ class OllamaHost:
         }
 
 
-def _error(status: int, text: str, duration_ns: int = 0) -> Exchange:
-    return Exchange(duration_ns=duration_ns, status=status, body=json.dumps({"error": text}).encode())
+def _error(status: int, text: str, duration_ns: int = 0) -> Answer:
+    return json_answer({"error": text}, status=status, after_ns=duration_ns)

@@ -31,17 +31,22 @@ class Points:
     def __init__(self, calls: Iterable[At], *, time_ns: Callable[[], int]) -> None:
         self.struck: list[Strike] = []
         self.healed = False
+        #: Called once when it is healed, the first first.
+        self.on_heal: list[Callable[[], object]] = []
         self._time_ns = time_ns
         self._faults = {(call.point, call.number): call.fault for call in calls}
         self._kinds = {call.point.partition(" ")[0] for call in calls}
         self._counts: Counter[str] = Counter()
 
-    def strike(self, kind: str, name: str) -> Fault | None:
-        """Come to the point *kind* of *name*, "request" of a host for example; give the fault that strikes."""
+    def strike(self, kind: str, name: str, *, general: bool = True) -> Fault | None:
+        """Come to the point *kind* of *name*, "request" of a host for example; give the fault that strikes.
+
+        Unless it is *general* it does not count among all of its kind.
+        """
         if kind not in self._kinds:
             return None
         found: Fault | None = None
-        for point in (kind, f"{kind} {name}"):
+        for point in (kind, f"{kind} {name}") if general else (f"{kind} {name}",):
             number = self._counts[point]
             self._counts[point] += 1
             fault = self._faults.get((point, number))
@@ -58,3 +63,6 @@ class Points:
     def heal(self) -> None:
         """Let nothing strike from now on. Points are counted as before."""
         self.healed = True
+        for call in self.on_heal:
+            call()
+        self.on_heal.clear()

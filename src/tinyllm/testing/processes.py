@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tinyllm.testing.faults import HOME
 from tinyllm.testing.loop_errors import SimulationError
-from tinyllm.testing.tasks import PROCESS, Runnable, name_of
+from tinyllm.testing.tasks import PROCESS, Runnable, SimulatedTimer, name_of
 
 if TYPE_CHECKING:
     from tinyllm.testing.loop import SimulatedLoop
@@ -32,17 +32,34 @@ class HostError(SimulationError):
 
 
 class Process:
-    """One life of a host, counted from 1. `parked` are the callbacks that it could not run."""
+    """One life of a host, counted from 1.
 
-    __slots__ = ("busy_until_ns", "host", "number", "parked", "state", "step_ns")
+    While it stands still its callbacks wait as they would in front of a loop of its own: the `rest` of the batch
+    in which it stopped, what is `following` for the next batch, and the `timers` that became due meanwhile and
+    go behind that. A loop that was `late` to wake up takes the timers first: see `Governor.release`.
+    """
+
+    __slots__ = (
+        "batch", "busy_until_ns", "following", "granted", "host", "late", "number", "rest", "state", "step_ns",
+        "timers", "wakes",
+    )  # fmt: skip
 
     def __init__(self, host: Host, number: int) -> None:
         self.host = host
         self.number = number
         self.state: State = "up"
-        self.parked: deque[Runnable] = deque()
+        self.rest: deque[Runnable] = deque()
+        self.following: deque[Runnable] = deque()
+        self.timers: deque[Runnable] = deque()
+        #: The loop's batch in which it came to stand still.
+        self.batch = 0
+        #: How many callbacks are in front of everything else now because it may go on.
+        self.granted = 0
+        self.late = False
         self.step_ns = 0
         self.busy_until_ns = 0
+        #: Whether a timer is set that lets it go on.
+        self.wakes = False
 
     def __repr__(self) -> str:
         return f"<Process {self.number} of {self.host.name} {self.state}>"
@@ -50,6 +67,11 @@ class Process:
     @property
     def dead(self) -> bool:
         return self.state == "dead"
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has callbacks that it could not run yet."""
+        return bool(self.rest or self.following or self.timers)
 
 
 def current_host() -> str:
@@ -62,17 +84,21 @@ class Governor:
     """Decides which callbacks may run, while some process is not simply up. The loop asks it before each.
 
     `awaits`, if set, is told each task that is about to go on, so that a fault can cancel it just there.
+    `trace`, if set, gets whatever runs: when, and the name of the task or of the callback.
+    Call `engage` after setting either.
     """
 
     def __init__(self, loop: SimulatedLoop) -> None:
         self._loop = loop
         self._odd: set[tuple[str, int]] = set()
         self.awaits: Callable[[SimulatedTask[Any]], None] | None = None
+        self.trace: list[tuple[int, str]] | None = None
 
     def watch(self, process: Process) -> None:
         """Called whenever the state or the speed of *process* has changed."""
         key = (process.host.name, process.number)
-        if process.state == "up" and not process.step_ns and process.busy_until_ns <= self._loop.time_ns:
+        busy = process.busy_until_ns > self._loop.batch_ns
+        if process.state == "up" and not process.step_ns and not busy and not process.waits:
             self._odd.discard(key)
         else:
             self._odd.add(key)
@@ -80,24 +106,103 @@ class Governor:
 
     def engage(self) -> None:
         """Have the loop ask, or not ask, as there is something to decide or not."""
-        self._loop.governor = self if self._odd or self.awaits is not None else None
+        needed = self._odd or self.awaits is not None or self.trace is not None
+        self._loop.governor = self if needed else None
 
-    def takes(self, handle: Runnable) -> bool:
-        """Whether *handle* must not run now. It is then kept, or will come again later."""
+    def begins(self, handle: Runnable) -> None:
+        """Called with each callback that is about to run."""
         process = handle._context.get(PROCESS)
-        if process is not None:
-            if process.state != "up":
-                process.parked.append(handle)
-                return True
-            if handle.task is not None and (process.step_ns or process.busy_until_ns):
-                now_ns = self._loop.time_ns
-                if process.busy_until_ns > now_ns:
-                    self._loop.defer(handle, process.busy_until_ns)
-                    return True
-                process.busy_until_ns = now_ns + process.step_ns
+        if process is not None and process.step_ns and handle.task is not None:
+            self.occupy(process, process.step_ns)
+        if self.trace is not None:
+            name = name_of(handle._callback) if handle.task is None else handle.task.get_name()
+            self.trace.append((self._loop.batch_ns, name))
         if self.awaits is not None and handle.task is not None:
-            self.awaits(handle.task)  # type: ignore[arg-type]
-        return False
+            self.awaits(cast("SimulatedTask[Any]", handle.task))
+
+    def keeps(self, handle: Runnable) -> bool:
+        """Keep *handle* if its process stands still, or has others to run before it; tell whether it does.
+
+        What is kept runs when its process can; never if it is dead.
+        """
+        self._loop.blocked_ns = 0
+        process = handle._context.get(PROCESS)
+        if process is None:
+            return False
+        granted = process.granted > 0
+        process.granted -= granted
+        stands = process.state != "up" or process.busy_until_ns > self._loop.batch_ns
+        if not stands and (granted or not process.waits):
+            return False
+        self._put(process, handle, granted=granted)
+        self._wake_later(process)
+        return True
+
+    def stall(self, process: Process, handle: Runnable, duration_ns: int, *, late: bool) -> None:
+        """Keep *handle*, which was about to run, and all that comes after it, for so long."""
+        self.occupy(process, duration_ns)
+        process.late = late
+        process.rest.append(handle)
+        self._wake_later(process)
+
+    def _put(self, process: Process, handle: Runnable, *, granted: bool) -> None:
+        if granted or (process.batch == self._loop.batch and not isinstance(handle, SimulatedTimer)):
+            process.rest.append(handle)
+        elif isinstance(handle, SimulatedTimer):
+            process.timers.append(handle)
+        else:
+            process.following.append(handle)
+
+    def stop(self, process: Process) -> None:
+        """Called when *process* comes to stand still."""
+        if not process.waits:
+            process.batch = self._loop.batch
+
+    def occupy(self, process: Process, duration_ns: int) -> None:
+        """Let *process* be busy for so much longer."""
+        self.stop(process)
+        process.busy_until_ns = max(process.busy_until_ns, self._loop.batch_ns) + duration_ns
+        self.watch(process)
+
+    def _wake_later(self, process: Process) -> None:
+        if process.state == "up" and not process.wakes:
+            process.wakes = True
+            delay_ns = max(0, process.busy_until_ns - self._loop.batch_ns)
+            # In a context of its own: the timer is the world's, and no process can hold it up.
+            self._loop.call_later(delay_ns / 1e9, self._wake, process, context=Context())
+
+    def _wake(self, process: Process) -> None:
+        process.wakes = False
+        if process.busy_until_ns > self._loop.batch_ns:
+            self._wake_later(process)
+        elif process.state == "up":
+            self.release(process)
+
+    def go_on(self, process: Process) -> None:
+        """Called when *process* was paused and is no longer."""
+        if process.waits:
+            self._wake_later(process)
+        self.watch(process)
+
+    def release(self, process: Process) -> None:
+        """Let *process* go on with the rest of its batch, or with the next one, as a loop of its own would.
+
+        asyncio collects the timers that are due between two batches, behind what the steps of the batch before
+        made ready. One that wakes up late collects them before it wakes any task.
+        """
+        if process.late or not process.rest:
+            batch = [*process.timers, *process.rest] if process.late else [*process.following, *process.timers]
+            process.timers.clear()
+            if not process.late:
+                process.following.clear()
+        else:
+            batch = list(process.rest)
+        process.late = False
+        process.rest.clear()
+        process.granted = len(batch)
+        self._loop.put_in_front(batch)
+        if process.waits:
+            self._wake_later(process)
 
 
 class Host:
@@ -147,6 +252,10 @@ class Host:
         self._programs.append((program, args, name))
         return self._begin(program, args, name)
 
+    def forget(self, program: Program) -> None:
+        """Let *program* not start again when the host does; what runs of it goes on."""
+        self._programs = [entry for entry in self._programs if entry[0] is not program]
+
     def _begin(self, program: Program, args: tuple[Any, ...], name: str | None) -> SimulatedTask[Any]:
         context = self.context()
         return self._loop.create_task(context.run(program, *args), name=name, context=context)
@@ -175,6 +284,7 @@ class Host:
     def pause(self) -> None:
         """Stand still. Does nothing if it is paused or down."""
         if self.process.state == "up":
+            self._governor.stop(self.process)
             self.process.state = "paused"
             self._governor.watch(self.process)
 
@@ -183,21 +293,28 @@ class Host:
         process = self.process
         if process.state == "paused":
             process.state = "up"
-            self._governor.watch(process)
-            self._loop.make_ready(process.parked)
-            process.parked.clear()
+            self._governor.go_on(process)
 
     def saturate(self, step_ns: int) -> None:
         """Let each step of its tasks take *step_ns* nanoseconds from now on, and its tasks take turns; 0 ends it."""
         self.process.step_ns = step_ns
         self._governor.watch(self.process)
 
+    def stall(self, handle: Runnable, duration_ns: int, *, late: bool) -> None:
+        """Let the process stand still in front of a step: as if the step before took so long, or its loop woke up
+        so *late*."""
+        self._governor.stall(self.process, handle, duration_ns, late=late)
+
     def charge(self, duration_ns: int) -> None:
-        """Let the host's one thread of tasks be busy for *duration_ns* from now: a call that blocks."""
-        if duration_ns > 0:
-            process = self.process
-            process.busy_until_ns = max(process.busy_until_ns, self._loop.time_ns) + duration_ns
-            self._governor.watch(process)
+        """Let the thread that runs now be busy for *duration_ns*: a call that blocks.
+
+        In an executor job only its result is late; elsewhere all tasks of the host wait.
+        """
+        if self._loop.job_cost_ns is not None:
+            self._loop.job_cost_ns += duration_ns
+        elif duration_ns > 0:
+            self._governor.occupy(self.process, duration_ns)
+            self._loop.blocked_ns += duration_ns
 
 
 def _nothing() -> None:

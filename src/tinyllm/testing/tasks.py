@@ -26,6 +26,13 @@ OWNER: ContextVar[object] = ContextVar("tinyllm_owner", default=None)
 PROCESS: ContextVar[Process | None] = ContextVar("tinyllm_process", default=None)
 """The process whose work this is, inherited in the same way; None for the world's own."""
 
+# What made a task ready: nobody outside the program; some step of it, where that is told apart; a timer; or
+# simulated input and executor jobs.
+NOBODY: Final = 0
+STEP: Final = 1
+TIMER: Final = 2
+OUTSIDE: Final = 3
+
 # What a task offers to call as a callback, `task.cancel` for example: its own, but no wake-up of it.
 _PUBLIC_METHODS: Final = frozenset(name for name in dir(asyncio.Task) if not name.startswith("_"))
 
@@ -78,14 +85,19 @@ class SimulatedTask(asyncio.Task[_T]):
             name = f"{name_of(coro)}#{self.number}"
         body: Any = coro
         super().__init__(body, loop=loop, name=name, context=context)
+        forget_maker(self)
         loop.remember(self)
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel as asyncio does; a wake-up that is held back goes at once.
 
         On asyncio the answer that the hold keeps away would simply not have come yet, and a task that
-        waits for it can be cancelled at any moment.
+        waits for it can be cancelled at any moment. A task of a dead process counts as cancelled at once, and
+        runs none of its code: who awaits it shall not wait for ever.
         """
+        if self.process is not None and self.process.dead:
+            self.get_loop().keep_dead(self)  # type: ignore[attr-defined]
+            return asyncio.Future.cancel(self, msg)
         cancelled = super().cancel(msg)
         if cancelled:
             self.get_loop().cut_hold(self)  # type: ignore[attr-defined]
@@ -106,6 +118,7 @@ class SimulatedFuture(asyncio.Future[_T]):
     def __init__(self, *, loop: SimulatedLoop) -> None:
         self.number: int = loop.next_future_number()
         super().__init__(loop=loop)
+        forget_maker(self)
 
     def __hash__(self) -> int:
         return self.number
@@ -114,9 +127,16 @@ class SimulatedFuture(asyncio.Future[_T]):
         return f"<SimulatedFuture #{self.number} {_state(self)}>"
 
 
+def forget_maker(future: asyncio.Future[Any]) -> None:
+    """Let the place where *future* was made, which debug mode keeps, be the caller's and not our own last line."""
+    made_at: list[Any] | None = future._source_traceback  # type: ignore[attr-defined]
+    if made_at:
+        del made_at[-1]
+
+
 def _state(future: asyncio.Future[Any]) -> str:
     if not future.done():
-        return "pending"
+        return "cancelling" if isinstance(future, asyncio.Task) and future.cancelling() else "pending"
     return "cancelled" if future.cancelled() else "finished"
 
 
@@ -127,8 +147,9 @@ def _nothing() -> None:
 class SimulatedHandle(asyncio.Handle):
     """A callback that is ready to run.
 
-    `task` is the task it starts or wakes, if any. `external` says that whatever it wakes was woken from
-    outside, by simulated input for example; `eligible` that a hold may delay it.
+    `task` is the task it starts or wakes, if any. `external` says what woke whatever it wakes: `NOBODY`
+    outside the program, a `TIMER`, or something `OUTSIDE`, simulated input for example. `eligible` is what
+    woke its own task, if a hold may delay it for that, else NOBODY.
     """
 
     __slots__ = ("eligible", "external", "task")
@@ -141,7 +162,7 @@ class SimulatedHandle(asyncio.Handle):
         args: tuple[Any, ...],
         loop: SimulatedLoop,
         context: Context | None,
-        eligible: bool,
+        eligible: int,
     ) -> None:
         # The base constructor is not called: it does the same after asking for the debug mode, and this
         # is the busiest constructor of a run.
@@ -153,7 +174,7 @@ class SimulatedHandle(asyncio.Handle):
         self._source_traceback = None
         self._repr = None
         self.task = woken_by(callback)
-        self.external = False
+        self.external = NOBODY
         self.eligible = eligible
 
     def cancel(self) -> None:
@@ -169,7 +190,7 @@ class SimulatedTimer(asyncio.TimerHandle):
     `owner` is the value of `OWNER` in its context at the moment it was created.
     """
 
-    __slots__ = ("owner", "when_ns")
+    __slots__ = ("external", "owner", "when_ns")
     _callback: Callable[..., object]
     _context: Context
     _loop: SimulatedLoop
@@ -177,8 +198,7 @@ class SimulatedTimer(asyncio.TimerHandle):
     _scheduled: bool
 
     task: ClassVar[None] = None
-    external: ClassVar[bool] = True
-    eligible: ClassVar[bool] = False
+    eligible: ClassVar[int] = NOBODY
 
     def __init__(
         self,
@@ -189,6 +209,7 @@ class SimulatedTimer(asyncio.TimerHandle):
         context: Context | None,
     ) -> None:
         self.when_ns = when_ns
+        self.external = TIMER
         self.owner: object = OWNER.get() if context is None else context.get(OWNER)
         self._when = float("inf") if when_ns is None else when_ns / 1e9
         self._scheduled = False

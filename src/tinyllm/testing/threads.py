@@ -1,18 +1,25 @@
-"""What would be a thread: a function that runs inline, between two steps of the tasks."""
+"""What would be a thread: a function that runs inline, between two steps of the tasks.
+
+It runs at once and to its end, so what it does is done when it begins. If it blocks on the way, in `time.sleep`
+for example, only its answer comes later, as that of a thread would.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from inspect import getclosurevars
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from tinyllm.testing.loop_errors import FencedError
 from tinyllm.testing.tasks import SimulatedFuture, name_of
 
 if TYPE_CHECKING:
     from tinyllm.testing.loop import SimulatedLoop
 
-__all__ = ["job_name", "run_job"]
+__all__ = ["fence_wait", "job_name", "run_job"]
 
 _T = TypeVar("_T")
 
@@ -27,9 +34,14 @@ def job_name(func: Callable[..., object]) -> str:
 async def run_job(
     loop: SimulatedLoop, future: SimulatedFuture[_T], func: Callable[..., _T], args: tuple[Any, ...]
 ) -> None:
-    """Run *func* as if no loop were running, and put what comes of it into *future* if that still waits."""
+    """Run *func* as if no loop were running, and put what comes of it into *future* if that still waits.
+
+    What *func* costs in virtual time, a slow sync for example, passes before anybody sees what came of it, and
+    so does what it left in the loop's `job_awaits`.
+    """
     result: Any = None
     failure: BaseException | None = None
+    loop.job_cost_ns = 0
     asyncio._set_running_loop(None)
     try:
         result = func(*args)
@@ -42,6 +54,12 @@ async def run_job(
         failure = error
     finally:
         asyncio._set_running_loop(loop)
+        cost_ns, loop.job_cost_ns = loop.job_cost_ns, None
+        awaited, loop.job_awaits = loop.job_awaits, None
+    if cost_ns:
+        await asyncio.sleep(cost_ns / 1e9)
+    if awaited is not None:
+        await awaited
     loop.come_from_outside()
     if future.done():
         return
@@ -49,3 +67,21 @@ async def run_job(
         future.set_result(result)
     else:
         future.set_exception(failure)
+
+
+class _NoWait(threading.Condition):
+    """The condition of a future that nobody can wait for, because the loop stands still meanwhile."""
+
+    def wait(self, timeout: float | None = None) -> NoReturn:  # noqa: ARG002
+        what = "waiting in a thread for asyncio.run_coroutine_threadsafe"
+        raise FencedError(what, "let the coroutine that started the thread await it")
+
+
+def fence_wait(callback: Callable[..., object]) -> None:
+    """Let a job fail, rather than hang, that waits for what `asyncio.run_coroutine_threadsafe` gave it.
+
+    *callback* is what that function hands to the loop; everything else is left alone. A job that does not wait
+    is not refused.
+    """
+    if name_of(callback) == "run_coroutine_threadsafe.<locals>.callback":
+        getclosurevars(callback).nonlocals["future"]._condition = _NoWait()

@@ -29,6 +29,13 @@ class ReportingLoop(FencedLoop):
             raise RuntimeError("Event loop is closed")
 
     def set_exception_handler(self, handler: _ExceptionHandler | None) -> None:
+        """Let *handler* take the errors; None for the default.
+
+        Raises:
+            TypeError: it cannot be called.
+        """
+        if handler is not None and not callable(handler):
+            raise TypeError(f"A callable object or None is expected, got {handler!r}")
         self._exception_handler = handler
 
     def get_exception_handler(self) -> _ExceptionHandler | None:
@@ -43,14 +50,32 @@ class ReportingLoop(FencedLoop):
             self.unhandled.append(context)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Hand *context* to the exception handler; if that fails, with the failure to the default one."""
+        """Hand *context* to the exception handler; if that fails, with the failure to the default one.
+
+        What fails in a default handler of a subclass is in `unhandled`.
+        From Python 3.12 on a handler runs in the context of the task or handle that the error is about.
+        """
         if self._exception_handler is None:
-            self.default_exception_handler(context)
+            self._call_default_handler(context)
             return
         try:
-            self._exception_handler(self, context)
+            culprits = (context.get(key) for key in ("task", "future", "handle"))
+            get_context = getattr(next(filter(None, culprits), None), "get_context", None)
+            if get_context is None:  # the name is new in 3.12, and so is the rule
+                self._exception_handler(self, context)
+            else:
+                get_context().run(self._exception_handler, self, context)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001 - nor may an error about an error
             message = "Unhandled error in exception handler"
-            self.default_exception_handler({"message": message, "exception": error, "context": context})
+            self._call_default_handler({"message": message, "exception": error, "context": context})
+
+    def _call_default_handler(self, context: dict[str, Any]) -> None:
+        try:
+            self.default_exception_handler(context)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 - reported
+            message = "Exception in default exception handler"
+            self.unhandled.append({"message": message, "exception": error, "context": context})

@@ -9,7 +9,7 @@ from tinyllm.graph import Graph
 from tinyllm.testing.scenario import Scenario
 from tinyllm.testing.graph_world import RunPlan
 from tinyllm_strategies.machines.base import WorldMachine
-from tinyllm_strategies.worlds import lives, run_plans
+from tinyllm_strategies.scenarios import lives, run_plans
 
 
 class ExecutionMachine(WorldMachine):

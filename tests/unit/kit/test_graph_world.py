@@ -342,7 +342,7 @@ def test_a_simulated_host_that_fails_is_told_as_unhandled(monkeypatch):
     def fails(self, request):
         raise KeyError("what")
 
-    monkeypatch.setattr(OllamaHost, "receive", fails)
+    monkeypatch.setattr(OllamaHost, "answer", fails)
     history = lived()
 
     assert ("a simulated host failed: KeyError: 'what'",) * 2 == history.rest.unhandled

@@ -52,7 +52,7 @@ from tinyllm_strategies import (
 from tinyllm_strategies.answers import LENGTH_MAX, ODD_ANSWERS, short_answers, voices
 from tinyllm_strategies.faults import FAMILIES, decode_faults
 from tinyllm_strategies.messages import error_infos, json_objects, task_texts
-from tinyllm_strategies.worlds import run_plans
+from tinyllm_strategies.scenarios import run_plans
 
 pytestmark = pytest.mark.unit
 

@@ -1,0 +1,436 @@
+"""Servers of scripted models: what they say, how strict they are, and that official clients understand them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import ollama
+import openai
+import pytest
+
+from tests.support.nets import MS, Net
+from tinyllm.testing.faults import Reset
+from tinyllm.testing.model_script import Asked, ModelScript, Said, ScriptError, ToolCall, words
+from tinyllm.testing.ollama_server import OllamaServer
+from tinyllm.testing.openai_server import OpenAIServer
+
+pytestmark = pytest.mark.unit
+
+MESSAGES: Any = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "why is that so"}]
+CALL = ToolCall("add", {"a": 1, "b": [2, "ü"]})
+TIMES: Any = {"first_token_ms": 10, "token_ms": 5}
+
+
+def asked(model: str = "m", prompt: str = "why", number: int = 0) -> Asked:
+    messages = [{"role": "user", "content": prompt}]
+    return Asked(model=model, number=number, messages=messages, body={}, source="local", at_ns=0)
+
+
+def a_chat(**how: Any) -> Any:
+    return lambda client: client.chat(model=how.pop("model", "m"), messages=MESSAGES, **how)
+
+
+def ollama_says(server: Any, *calls: Any, url: str = "http://api:11434") -> list[Any]:
+    """What the official client gives for each call; of a stream the list of its parts."""
+
+    async def main() -> list[Any]:
+        async with ollama.AsyncClient(url) as client:
+            return [await _whole(call(client)) for call in calls]
+
+    with Net({"api": server}) as net:
+        got: list[Any] = net.run(main)
+        return got
+
+
+def openai_says(server: Any, *calls: Any) -> list[Any]:
+    async def main() -> list[Any]:
+        async with openai.AsyncOpenAI(base_url="http://api/v1", api_key="k", max_retries=0) as client:
+            return [await _whole(call(client)) for call in calls]
+
+    with Net({"api": server}) as net:
+        got: list[Any] = net.run(main)
+        return got
+
+
+async def _whole(call: Any) -> Any:
+    try:
+        got = await call
+        return [part async for part in got] if hasattr(got, "__anext__") else got
+    except (openai.APIError, ollama.ResponseError) as error:
+        return error
+
+
+def completion(**how: Any) -> Any:
+    return lambda client: client.chat.completions.create(**{"model": "m", "messages": MESSAGES, **how})
+
+
+# --- the script --------------------------------------------------------------------------------------------
+
+
+def test_answers_are_given_in_order_whoever_is_asked():
+    script = ModelScript(["a", CALL, [CALL, CALL], Said(text="b", cut_short=True)])
+
+    assert [
+        Said(text="a"),
+        Said(tool_calls=(CALL,)),
+        Said(tool_calls=(CALL, CALL)),
+        Said(text="b", cut_short=True),
+    ] == [script.take(asked(model)) for model in ("m", "n", "m", "o")]
+
+
+def test_answers_of_a_mapping_belong_to_models():
+    script = ModelScript({"m": ["a", "b"], "n": ["c"]})
+
+    assert ["a", "c", "b"] == [script.take(asked(model)).text for model in ("m", "n", "m")]
+    assert ("m", "n") == script.models
+
+
+def test_a_function_answers_each_question():
+    script = ModelScript(lambda question: f"{question.model} {question.number} {question.prompt}")
+
+    assert "m 3 why" == script.take(asked(number=3)).text
+
+
+def test_drawn_answers_depend_on_seed_and_model_only():
+    def drawn(seed: int, models: str) -> list[str]:
+        script = ModelScript(drawn=["a", "b", "c"], seed=seed)
+        return [script.take(asked(model)).text for model in models]
+
+    assert drawn(1, "mmmmmm") == drawn(1, "mnmnmnmnmnmn")[::2]
+    assert drawn(1, "mmmmmm") != drawn(2, "mmmmmm")
+    assert {"a", "b", "c"} == set(drawn(1, "m" * 50))
+
+
+@pytest.mark.parametrize(
+    ("answers", "models", "why"),
+    [
+        ([], "m", "the script has no answers, all given, but host 'local' asks 'm' for more: 'why'"),
+        (["a"], "mn", "the script has 1 answer, all given, but host 'local' asks 'n' for more: 'why'"),
+        ({"m": ["a", "b"]}, "mmm", "the script of model 'm' has 2 answers, all given"),
+        ({"m": ["a"]}, "n", "the script of model 'n' has no answers"),
+    ],
+)
+def test_a_script_is_strict_and_says_what_was_asked(answers, models, why):
+    script = ModelScript(answers)
+    for model in models[:-1]:
+        script.take(asked(model))
+    with pytest.raises(ScriptError, match=why):
+        script.take(asked(models[-1]))
+
+
+def test_a_long_question_is_told_in_part():
+    with pytest.raises(ScriptError, match=r"for more: 'x{80}\.\.\.'$"):
+        ModelScript().take(asked(prompt="x" * 500))
+
+
+def test_what_was_never_asked_for_can_be_found():
+    script = ModelScript({"m": ["a", "b"], "n": ["c"]})
+    script.take(asked("m"))
+    with pytest.raises(ScriptError, match="1 of 2 scripted answers of model 'm' were never asked for"):
+        script.check_used_up()
+    script.take(asked("m"))
+    script.take(asked("n"))
+    script.check_used_up()
+
+
+@pytest.mark.parametrize("answers", [[7], [None], [[]], [["a"]], "text", {"m": "text"}])
+def test_what_is_no_answer_is_refused(answers):
+    with pytest.raises(TypeError, match="answer"):
+        ModelScript(answers)
+
+
+def test_a_function_that_gives_no_answer_is_refused_then():
+    with pytest.raises(TypeError, match="an answer is a text, a ToolCall or several, or a Said, not 7"):
+        ModelScript(lambda question: 7).take(asked())  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("how", [{"drawn": []}, {"answers": ["a"], "drawn": ["b"]}])
+def test_a_script_has_one_source(how):
+    with pytest.raises(ValueError, match="not both"):
+        ModelScript(**how)
+
+
+@pytest.mark.parametrize("how", [{"token_ms": -1}, {"first_token_ms": 1.5}, {"token_ms": True}])
+def test_times_are_whole_milliseconds(how):
+    with pytest.raises(ValueError, match="is a whole number, 0 or more"):
+        OllamaServer(**how)
+
+
+@pytest.mark.parametrize("text", ["", "a", " a", "a ", "a b", "  a \n b\t", "   ", "ü b c"])
+def test_words_make_up_the_text(text):
+    assert text == "".join(words(text))
+    assert len(text.split()) <= len(words(text)) <= len(text.split()) + 1
+
+
+def test_a_prompt_may_be_made_of_parts():
+    parts = [{"type": "text", "text": "a"}, {"type": "image_url"}, {"type": "text", "text": "b"}]
+    question = Asked(model="m", number=0, messages=[{"content": parts}], body={}, source="local", at_ns=0)
+
+    assert "ab" == question.prompt
+
+
+# --- both servers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("server", "says"), [(OllamaServer, ollama_says), (OpenAIServer, openai_says)])
+def test_being_asked_too_often_fails_the_world_and_the_call(server, says):
+    call = a_chat() if server is OllamaServer else completion()
+    net = Net({"api": server(["a"])})
+
+    async def main() -> list[Any]:
+        clients: Any = {
+            OllamaServer: lambda: ollama.AsyncClient("http://api"),
+            OpenAIServer: lambda: openai.AsyncOpenAI(base_url="http://api/v1", api_key="k", max_retries=0),
+        }
+        async with clients[server]() as client:
+            return [await _whole(call(client)) for _ in range(2)]
+
+    _, error = net.run(main)
+    net.loop.close()
+
+    assert 500 == error.status_code
+    [context] = net.loop.unhandled
+    assert isinstance(context["exception"], ScriptError)
+    assert "asks 'm' for more: 'why is that so'" in str(context["exception"])
+
+
+@pytest.mark.parametrize("server", [OllamaServer, OpenAIServer])
+def test_the_script_sees_who_asks_what_and_how_often_it_was_answered(server):
+    seen: list[Asked] = []
+
+    def says(question: Asked) -> str:
+        seen.append(question)
+        return "a"
+
+    if server is OllamaServer:
+        ollama_says(server(says), a_chat(), a_chat(), lambda client: client.generate(model="n", prompt="p", system="s"))
+        assert [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}] == seen[2].messages
+    else:
+        openai_says(server(says), completion(), completion(), completion(model="n", temperature=0.5))
+        assert 0.5 == seen[2].body["temperature"]
+    assert [("m", 0), ("m", 1), ("n", 0)] == [(question.model, question.number) for question in seen]
+    assert ("local", "why is that so", MESSAGES) == (seen[0].source, seen[0].prompt, seen[0].messages)
+
+
+def test_requests_are_recorded_with_how_they_ended():
+    server = OllamaServer(["a", "b"], **TIMES)
+
+    async def main() -> None:
+        for timeout, error in ((0.004, httpx.ReadTimeout), (None, httpx.ReadError)):
+            with pytest.raises(error):
+                await ollama.AsyncClient("http://api", timeout=timeout).chat(model="m", messages=MESSAGES)
+
+    with Net({"api": server}, None, Reset()) as net:
+        net.host("worker").start(main)
+        net.rest()
+
+    first, second = server.requests
+    assert ("POST", "/api/chat", "worker", 0, "left", 4 * MS) == (
+        first.method,
+        first.path,
+        first.source,
+        first.at_ns,
+        first.ended,
+        first.ended_ns,
+    )
+    assert MESSAGES == first.json["messages"]
+    assert ("broken", 14 * MS, Reset()) == (second.ended, second.ended_ns, second.fault)
+
+
+# --- Ollama ------------------------------------------------------------------------------------------------
+
+
+def test_ollama_answers_whole_or_in_lines():
+    whole, parts, generated, pieces = ollama_says(
+        OllamaServer(["one two", "one two", "three", "three four"], **TIMES),
+        a_chat(),
+        a_chat(stream=True),
+        lambda client: client.generate(model="m", prompt="p"),
+        lambda client: client.generate(model="m", prompt="p", stream=True),
+    )
+
+    assert ("m", "one two", True, "stop") == (whole.model, whole.message.content, whole.done, whole.done_reason)
+    assert "2026-01-01T00:00:00.015000+00:00" == whole.created_at
+    assert (8, 2, 15 * MS, 10 * MS, 5 * MS) == (
+        whole.prompt_eval_count,
+        whole.eval_count,
+        whole.total_duration,
+        whole.prompt_eval_duration,
+        whole.eval_duration,
+    )
+    assert [("one", False), (" two", False), ("", True)] == [(part.message.content, part.done) for part in parts]
+    assert [None, None, 2] == [part.eval_count for part in parts]
+    assert ["00.025000", "00.030000", "00.030000"] == [part.created_at[17:26] for part in parts]
+    assert ("three", 1) == (generated.response, generated.eval_count)
+    assert [("three", False), (" four", False), ("", True)] == [(piece.response, piece.done) for piece in pieces]
+
+
+def test_ollama_streams_unless_told_otherwise():
+    async def main() -> list[tuple[str, int]]:
+        async with httpx.AsyncClient() as client:
+            answers = []
+            for more in ({}, {"stream": True}, {"stream": False}):
+                response = await client.post("http://api/api/chat", json={"model": "m", "messages": MESSAGES, **more})
+                answers.append((response.headers["content-type"], len(response.text.splitlines())))
+            return answers
+
+    with Net({"api": OllamaServer(lambda question: "a b")}) as net:
+        lines = ("application/x-ndjson", 3)
+        assert [lines, lines, ("application/json", 1)] == net.run(main)
+
+
+def test_ollama_tells_of_an_answer_at_its_limit():
+    [answer] = ollama_says(OllamaServer([Said(text="a", cut_short=True)]), a_chat())
+
+    assert "length" == answer.done_reason
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_ollama_calls_tools(stream):
+    [got] = ollama_says(OllamaServer([[CALL, ToolCall("now")]]), a_chat(stream=stream))
+    message = got[0].message if stream else got.message
+
+    assert [("add", dict(CALL.arguments)), ("now", {})] == [
+        (call.function.name, call.function.arguments) for call in message.tool_calls
+    ]
+
+
+def test_ollama_lists_and_shows_its_models():
+    listed, shown = ollama_says(
+        OllamaServer(models=["m", "n:1b"]), lambda client: client.list(), lambda client: client.show("m:latest")
+    )
+
+    assert ["m", "n:1b"] == [model.model for model in listed.models]
+    assert ["completion", "tools"] == shown.capabilities
+
+
+@pytest.mark.parametrize("call", [a_chat(model="x"), a_chat(model="x", stream=True), lambda client: client.show("x")])
+def test_ollama_does_not_know_other_models(call):
+    [error] = ollama_says(OllamaServer({"m": ["a"]}), call)
+
+    assert (404, "model 'x' not found") == (error.status_code, error.error)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status", "text"),
+    [
+        ("GET", "/api/chat", b"", 404, "404 page not found"),
+        ("POST", "/api/nothing", b"{}", 404, "404 page not found"),
+        ("POST", "/api/chat", b"{", 400, "invalid JSON"),
+        ("POST", "/api/chat", b"[]", 400, "model is required"),
+        ("POST", "/api/chat", b"{}", 400, "model is required"),
+    ],
+)
+def test_ollama_refuses_what_it_does_not_understand(method, path, content, status, text):
+    async def main() -> httpx.Response:
+        async with httpx.AsyncClient() as client:
+            return await client.request(method, f"http://api{path}", content=content)
+
+    with Net({"api": OllamaServer()}) as net:
+        response = net.run(main)
+        assert (status, True) == (response.status_code, text in response.text)
+
+
+# --- OpenAI ------------------------------------------------------------------------------------------------
+
+
+def test_openai_answers_whole():
+    first, second = openai_says(OpenAIServer(["one two", "three"], **TIMES), completion(), completion())
+
+    assert ("chatcmpl-1", "chatcmpl-2") == (first.id, second.id)
+    assert ("m", "chat.completion", 1_767_225_600) == (first.model, first.object, first.created)
+    [choice] = first.choices
+    assert ("one two", "assistant", None, "stop") == (
+        choice.message.content,
+        choice.message.role,
+        choice.message.refusal,
+        choice.finish_reason,
+    )
+    assert (8, 2, 10) == (first.usage.prompt_tokens, first.usage.completion_tokens, first.usage.total_tokens)
+
+
+@pytest.mark.parametrize("usage", [False, True])
+def test_openai_answers_in_events(usage):
+    options = {"stream_options": {"include_usage": True}} if usage else {}
+    [parts] = openai_says(OpenAIServer(["one two"]), completion(stream=True, **options))
+
+    assert ["", "one", " two", None] == [part.choices[0].delta.content for part in parts[:4]]
+    assert ("assistant", "stop") == (parts[0].choices[0].delta.role, parts[3].choices[0].finish_reason)
+    assert {"chatcmpl-1"} == {part.id for part in parts}
+    assert [(8, 2, 10)] * usage == [
+        (part.usage.prompt_tokens, part.usage.completion_tokens, part.usage.total_tokens) for part in parts[4:]
+    ]
+
+
+def test_openai_streams_end_with_done_each_event_when_its_token_is_made():
+    async def main() -> list[tuple[str, float]]:
+        async with httpx.AsyncClient() as client:
+            question = {"model": "m", "messages": MESSAGES, "stream": True}
+            async with client.stream("POST", "http://api/v1/chat/completions", json=question) as response:
+                assert "text/event-stream" in response.headers["content-type"]
+                return [(line, net.now_ms) async for line in response.aiter_lines() if line]
+
+    with Net({"api": OpenAIServer(["one two"], **TIMES)}) as net:
+        lines = net.run(main)
+
+        assert [10, 10, 15, 15, 15] == [ms for _, ms in lines]
+        assert "data: [DONE]" == lines[-1][0]
+        assert all(line.startswith("data: {") for line, _ in lines[:-1])
+
+
+@pytest.mark.parametrize("text", ["", "first some words"])
+def test_openai_calls_tools_whole_and_in_pieces(text):
+    says = Said(text=text, tool_calls=(CALL, ToolCall("now")))
+
+    async def collected(client: Any) -> Any:
+        async with client.chat.completions.stream(model="m", messages=MESSAGES) as stream:
+            return await stream.get_final_completion()
+
+    whole, streamed, parts = openai_says(OpenAIServer([says] * 3), completion(), collected, completion(stream=True))
+
+    for answer in (whole, streamed):
+        [choice] = answer.choices
+        assert "tool_calls" == choice.finish_reason
+        assert [("add", '{"a":1,"b":[2,"ü"]}'), ("now", "{}")] == [
+            (call.function.name, call.function.arguments) for call in choice.message.tool_calls
+        ]
+        assert 2 == len({call.id for call in choice.message.tool_calls})
+        assert text == (choice.message.content or "")
+    arguments = [call.function.arguments for part in parts for call in part.choices[0].delta.tool_calls or ()]
+    assert ["", '{"a":1,"', 'b":[2,"ü', '"]}', "", "{}"] == arguments
+
+
+def test_openai_lists_its_models():
+    server = OpenAIServer(models=["m", "n"])
+    listed, found, missing = openai_says(
+        server,
+        lambda client: client.models.list(),
+        lambda client: client.models.retrieve("n"),
+        lambda client: client.models.retrieve("x"),
+    )
+
+    assert ["m", "n"] == [model.id for model in listed.data]
+    assert ("n", 404) == (found.id, missing.status_code)
+
+
+def test_openai_does_not_know_other_models():
+    [error] = openai_says(OpenAIServer({"m": ["a"]}), completion(model="x"))
+
+    assert isinstance(error, openai.NotFoundError)
+    assert ("model_not_found", "invalid_request_error") == (error.code, error.type)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "text"),
+    [
+        (completion(n=2), openai.BadRequestError, "'n' must be 1"),
+        (completion(messages=[]), openai.BadRequestError, "'messages'"),
+        (completion(model=""), openai.BadRequestError, "model parameter"),
+        (lambda client: client.embeddings.create(model="m", input="a"), openai.NotFoundError, "Invalid URL"),
+    ],
+)
+def test_openai_refuses_what_it_does_not_understand(call, kind, text):
+    [error] = openai_says(OpenAIServer(["a"]), call)
+
+    assert (kind, True) == (type(error), text in str(error))

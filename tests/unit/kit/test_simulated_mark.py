@@ -1,0 +1,284 @@
+"""`@pytest.mark.simulated`: an asynchronous test runs in a world, with or without `@given`."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+HEAD = """
+import asyncio
+import pytest
+from hypothesis import given, settings, strategies as st
+from tinyllm.testing.faults import At, Cancelled, FaultPlan
+from tinyllm.testing.plan import WorldPlan
+from tinyllm.testing.schedule import Hold
+from tinyllm_strategies import worlds
+
+settings.register_profile("here", max_examples=200, deadline=None, database=None, derandomize=True)
+settings.load_profile("here")
+"""
+
+
+@pytest.fixture
+def run(pytester):
+    def run_test(body):
+        pytester.makepyfile(HEAD + body)
+        return pytester.runpytest_inprocess("-q", "-p", "no:cacheprovider", "-p", "no:cov", "-p", "no:xdist")
+
+    return run_test
+
+
+def test_an_hour_of_sleep_costs_nothing(run):
+    run(
+        """
+@pytest.mark.simulated
+async def test_sleeps(world):
+    await asyncio.sleep(3600)
+    assert 3_600_000 == world.now_ms
+
+@pytest.mark.simulated
+async def test_needs_no_world():
+    await asyncio.sleep(3600)
+"""
+    ).assert_outcomes(passed=2)
+
+
+def test_the_mark_takes_a_plan_and_options_of_the_world(run):
+    run(
+        """
+@pytest.mark.simulated(plan=WorldPlan(schedule=(Hold(1, 8),)), latency_ms=5)
+async def test_stalls(world):
+    await asyncio.sleep(1)
+    assert 1_010 == world.now_ms
+    assert 5_000_000 == world.links.latency_ns
+"""
+    ).assert_outcomes(passed=1)
+
+
+def test_with_given_each_example_has_a_world_of_its_own(run):
+    run(
+        """
+seen = []
+
+@pytest.mark.simulated
+@given(number=st.integers(), world=worlds())
+async def test_drawn(number, world):
+    seen.append(world)
+    await asyncio.sleep(1)
+
+@given(number=st.integers())
+@pytest.mark.simulated
+async def test_without_a_drawn_world(number):
+    await asyncio.sleep(1)
+
+@given(world=worlds())
+@pytest.mark.simulated
+async def test_in_the_other_order(world):
+    await asyncio.sleep(1)
+
+def test_there_were_many():
+    assert len({id(world) for world in seen}) >= 50
+"""
+    ).assert_outcomes(passed=4)
+
+
+def test_classes_parameters_and_fixtures_work(run):
+    run(
+        """
+@pytest.fixture
+def base():
+    return 10
+
+@pytest.mark.simulated
+class TestAll:
+    @pytest.mark.parametrize("more", [1, 2])
+    async def test_method(self, base, more, world):
+        await asyncio.sleep(base + more)
+        assert (base + more) * 1000 == world.now_ms
+
+    @given(world=worlds())
+    async def test_drawn(self, world):
+        await asyncio.sleep(1)
+"""
+    ).assert_outcomes(passed=3)
+
+
+def test_a_failure_is_shrunk_and_its_story_told(run):
+    result = run(
+        """
+@pytest.mark.simulated
+@given(extra=st.integers(0, 3), world=worlds())
+async def test_adds(extra, world):
+    box = [0]
+    async def add(delay):
+        await asyncio.sleep(delay)
+        value = box[0]
+        await asyncio.sleep(0.001)
+        box[0] = value + 1
+    await asyncio.gather(add(0.001), add(0.01))
+    assert 2 == box[0]
+"""
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*Failing test case: test_adds(*",
+            "*extra=0*",
+            "*world=WorldPlan(schedule=(Hold(gap=*",
+            "*What was given*",
+            "*What happened (virtual milliseconds)*",
+            "*add#* its whole process stalls for *",
+            "*Reachable on stock asyncio: yes*",
+            "*Live it again: WorldPlan(schedule=(Hold(gap=*, level=*),))*",
+        ]
+    )
+
+
+def test_a_failure_without_given_tells_its_story_too(run):
+    result = run(
+        """
+@pytest.mark.simulated(plan=WorldPlan(faults=FaultPlan(calls=(At(point="await", fault=Cancelled()),))))
+async def test_times_out(world):
+    await world.may_time_out(asyncio.sleep(1))
+"""
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*TimeoutError*", "*await * Cancelled() strikes, number 0*"])
+
+
+def test_what_is_wrong_after_the_storm_fails_the_test(run):
+    result = run(
+        """
+@pytest.mark.simulated
+async def test_leaves_a_failed_task(world):
+    async def fails():
+        raise ValueError("unseen")
+    asyncio.create_task(fails())
+    await asyncio.sleep(1)
+
+@pytest.mark.simulated
+async def test_promises_too_much(world):
+    world.eventually(lambda: False)
+
+@pytest.mark.simulated
+async def test_waits_for_ever(world):
+    await asyncio.Event().wait()
+"""
+    )
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines(["*never retrieved: ValueError: unseen*", "*stuck at 0 s*"])
+
+
+def test_a_test_that_escapes_the_world_is_told(run):
+    result = run(
+        """
+lives = []
+
+@pytest.mark.simulated
+async def test_remembers(world):
+    lives.append(1)
+    await asyncio.sleep(len(lives))
+"""
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*NotDeterministicError: one plan, two lives*", "*first: *", "*then: *"])
+
+
+def test_with_fixtures_that_a_life_may_change_each_is_lived_once(run):
+    run(
+        """
+lives = []
+
+@pytest.fixture
+def changed():
+    return lives
+
+@pytest.mark.simulated
+async def test_remembers(world, changed):
+    changed.append(1)
+    await asyncio.sleep(len(changed))
+    assert 1 == len(changed)
+"""
+    ).assert_outcomes(passed=1)
+
+
+def test_arguments_that_a_test_changes_are_given_to_its_second_life_as_they_were(run):
+    run(
+        """
+@pytest.mark.simulated
+@given(numbers=st.lists(st.integers(), min_size=1))
+async def test_empties(numbers):
+    while numbers:
+        numbers.pop()
+        await asyncio.sleep(1)
+"""
+    ).assert_outcomes(passed=1)
+
+
+def test_assumptions_and_skips_work(run):
+    result = run(
+        """
+from hypothesis import assume
+
+@pytest.mark.simulated
+@given(number=st.integers(0, 10))
+async def test_assumes(number):
+    assume(number % 2)
+    await asyncio.sleep(number)
+
+@pytest.mark.simulated
+async def test_skips():
+    pytest.skip("not today")
+
+@pytest.mark.simulated
+async def test_fails_by_name():
+    pytest.fail("by name")
+"""
+    )
+    result.assert_outcomes(passed=1, skipped=1, failed=1)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("@pytest.mark.simulated\ndef test_plain(): pass", "*is marked as simulated and is no `async def`*"),
+        ("@pytest.mark.simulated(3)\nasync def test_args(): pass", "*the mark takes keywords only*"),
+        ("@pytest.mark.simulated(plan=3)\nasync def test_plan(world): pass", "*plan is a WorldPlan, not 3*"),
+        ("@pytest.mark.simulated(colour=3)\nasync def test_option(): pass", "*colour*"),
+        (
+            "@pytest.mark.simulated\n@given(a=worlds(), b=worlds())\nasync def test_two(a, b): pass",
+            "*a test has one world, but a and b are plans of worlds*",
+        ),
+    ],
+)
+def test_wrong_use_is_told(run, body, why):
+    result = run(body)
+    assert 0 == result.parseoutcomes().get("passed", 0)
+    result.stdout.fnmatch_lines([why])
+
+
+def test_without_the_mark_the_fixture_is_a_world_to_run_programs_in(run):
+    run(
+        """
+def test_plain(world):
+    async def main():
+        await asyncio.sleep(5)
+        return 7
+    assert 7 == world.run(main)
+    assert 5_000 == world.now_ms
+"""
+    ).assert_outcomes(passed=1)
+
+
+def test_nothing_of_the_suite_is_imported_by_a_run_that_needs_none_of_it(pytester):
+    pytester.makepyfile(
+        """
+import sys
+
+def test_plain():
+    assert not [name for name in sys.modules if name.startswith(("tinyllm", "hypothesis"))]
+"""
+    )
+    result = pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:cov")
+    result.assert_outcomes(passed=1)
