@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.nets import Net
 from tinyllm.testing import faults as f
-from tinyllm.testing.exchanges import Answer, Chunk, HttpRequest
+from tinyllm.testing.exchanges import Answer, Break, Chunk, HttpRequest, json_answer
 from tinyllm.testing.model_script import Asked
 from tinyllm.testing.model_server import OUTSIDE_SCHEMA_TEXT, REFUSAL_TEXT, WRONG_MODEL
 from tinyllm.testing.ollama_server import OllamaServer
@@ -349,6 +349,30 @@ def test_faults_meet_links_that_take_time(api, fault):
     assert (fault.name == "latency") == (got == TEXT)
 
 
+@apis
+@pytest.mark.parametrize("fault", [f.SlowDrip(), f.EndlessStream()], ids=repr)
+def test_a_stream_that_is_healed_before_its_first_piece_is_whole(api, fault):
+    with Net({"api": api.server()}, fault) as net:
+        net.heal_after(5)
+        got, took_ms = outcome(net, api.streamed)
+
+        assert HEALTHY == ("".join(got), took_ms)
+
+
+@apis
+@pytest.mark.parametrize("fault", [f.ReadTimeout(), f.SlowDrip(), f.EndlessStream()], ids=repr)
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("heal_ms", [5, 25])
+def test_a_world_that_is_healed_before_the_request_arrives_answers_as_if_nothing_had_been(
+    api, fault, streamed, heal_ms
+):
+    with Net({"api": api.server()}, fault, latency_ms=10) as net:
+        net.heal_after(heal_ms)
+        got, took_ms = outcome(net, api.streamed if streamed else api.plain)
+
+        assert (TEXT, 60) == ("".join(got), took_ms)
+
+
 # --- model servers: statuses -------------------------------------------------------------------------------
 
 
@@ -468,7 +492,7 @@ def test_an_endless_stream_says_the_same_until_the_client_leaves(api):
 
         # A piece of OpenAI's stream has the role and a word, which come as two.
         assert (None, {"one"}) == (got, {piece for piece in heard if piece})
-        assert 10 + 100 * (100 if isinstance(api, Ollama) else 50) == took_ms
+        assert 10 + 100 * (99 if isinstance(api, Ollama) else 49) == took_ms
 
 
 @apis
@@ -477,7 +501,8 @@ def test_an_endless_stream_comes_to_its_end_when_the_world_is_healed(api):
         net.heal_after(1_050)
         got, took_ms = outcome(net, api.streamed)
 
-        assert ("one" * 11 + " two three", 1_050) == ("".join(got), took_ms)
+        # At 10, 110 ... 1010 ms, and the one that was on its way.
+        assert ("one" * 12 + " two three", 1_050) == ("".join(got), took_ms)
 
 
 @apis
@@ -547,6 +572,85 @@ def test_an_answer_outside_the_schema_is_json_that_nobody_asked_for(api, streame
 
     assert OUTSIDE_SCHEMA_TEXT == "".join(got)
     assert {"unexpected": [None]} == json.loads(OUTSIDE_SCHEMA_TEXT)
+
+
+# --- servers without a protocol ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "text", "calls"),
+    [
+        (f.RateLimited(retry_after_s=7), 429, "too many requests\n", 0),
+        (f.RateLimited(), 429, "too many requests\n", 0),
+        (f.ServerError(status=503), 503, "the server failed\n", 0),
+        (f.NoSuchRoute(), 404, "404 page not found\n", 0),
+        (f.EmptyBody(), 200, "", 1),
+        (f.WrongShape(), 200, "[]", 1),
+        (f.TruncatedJson(), 200, '{"whole', 1),
+        (f.EmptyAnswer(), 200, '{"whole": true}', 1),  # it has no model whose answer could be empty
+        (f.WrongModel(), 200, '{"whole": true}', 1),
+    ],
+)
+def test_any_server_meets_what_makes_sense_without_a_model(fault, status, text, calls):
+    seen: list[HttpRequest] = []
+
+    def server(request: HttpRequest) -> Answer:
+        seen.append(request)
+        return json_answer({"whole": True})
+
+    async def main() -> httpx.Response:
+        async with httpx.AsyncClient() as client:
+            return await client.get("http://api/")
+
+    with Net({"api": server}, fault) as net:
+        response = net.run(main)
+        assert (status, text, calls) == (response.status_code, response.text, len(seen))
+        assert str(len(response.content)) == response.headers["content-length"]
+        assert ("7" if fault == f.RateLimited(retry_after_s=7) else None) == response.headers.get("retry-after")
+        assert {"whole": True} == net.run(main).json()
+
+
+def test_an_endless_stream_of_nothing_sends_empty_lines():
+    async def main() -> list[bytes]:
+        got: list[bytes] = []
+        async with httpx.AsyncClient() as client, client.stream("GET", "http://api/") as response:
+            async for data in response.aiter_raw():
+                got.append(data)
+                if len(got) == 3:
+                    break
+        return got
+
+    with Net({"api": lambda request: Answer(streamed=True)}, f.EndlessStream(delay_ms=5)) as net:
+        assert [b"\n"] * 3 == net.run(main)
+        assert 10 == net.now_ms
+
+
+@pytest.mark.parametrize("fault", [f.DuplicateChunk(), f.ReorderedChunks(), f.CutMidBody(), f.Reset(after_bytes=1)])
+def test_a_body_without_a_byte_has_nothing_to_spoil(fault):
+    async def main() -> Any:
+        async with httpx.AsyncClient() as client:
+            return (await client.get("http://api/")).content
+
+    with Net({"api": lambda request: Answer()}, fault) as net:
+        assert b"" == net.run(main)
+
+
+def test_a_host_of_the_script_may_break_the_connection_itself():
+    """And what breaks on its own meets no other fault but latency."""
+
+    async def main() -> None:
+        async with httpx.AsyncClient() as client:
+            with pytest.raises(httpx.ReadError):
+                await client.get("http://api/")
+
+    def server(request: HttpRequest) -> Break:
+        return Break(how="reset", after_ns=5_000_000)
+
+    with Net({"api": server}, f.Latency(delay_ms=7), f.CutMidBody()) as net:
+        net.run(main)
+        assert 12 == net.now_ms
+        net.run(main)
+        assert 17 == net.now_ms
 
 
 # --- a script and its faults -------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ __all__ = [
     "Outcome",
     "Piece",
     "Server",
+    "ServerTypeError",
     "answered",
     "json_answer",
     "text_answer",

@@ -18,6 +18,7 @@ from tinyllm.testing.http_pool import Connection, Pool
 from tinyllm.testing.http_serving import HEAD_BYTES, WINDOW_BYTES, Serving
 from tinyllm.testing.lanes import NS_PER_S, Lane
 from tinyllm.testing.links import RESEND_NS
+from tinyllm.testing.loop import SimulatedTimer
 from tinyllm.testing.processes import Process
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class Exchange:
 
     __slots__ = (
         "_accepted", "_arrival", "_client", "_connection", "_down", "_head", "_inbox", "_network", "_over", "_pool",
-        "_read_bytes", "_sent", "_server", "_serving", "_up", "_up_bytes", "number", "request", "unread_bytes",
+        "_read_bytes", "_sent", "_server", "_serving", "_timer", "_up", "_up_bytes", "number", "request",
+        "unread_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +66,7 @@ class Exchange:
         self._serving = Serving(loop, served, request, self._down, self, server, network.context_of(server))
         self._connection: Connection | None = None
         self._arrival: Arrival | None = None
+        self._timer: SimulatedTimer | None = None
         self._accepted = False
         self._sent = False
         self._up_bytes = 0
@@ -118,7 +121,8 @@ class Exchange:
 
     def _later(self, ns: int, call: Callable[..., object], *args: Any) -> None:
         if ns:
-            self._network.loop.call_external_later(ns / NS_PER_S, call, *args, context=self._network.wire)
+            loop, wire = self._network.loop, self._network.wire
+            self._timer = loop.call_external_later(ns / NS_PER_S, call, *args, context=wire)
         else:
             call(*args)
 
@@ -268,6 +272,8 @@ class Exchange:
         self.request.ended = how
         self.request.ended_ns = self._network.loop.time_ns
         self._network.forget(self.number, self._connection)
+        if self._timer is not None and not self._sent:
+            self._timer.cancel()
         if self._connection is not None and how == "delivered":
             self._pool.keep(self._connection)
         self._pool.leave()

@@ -33,7 +33,7 @@ from tinyllm.testing.faults import (
     WrongShape,
 )
 
-__all__ = ["damaged", "misbehaved", "needs_whole_body", "retry_after", "stand_in"]
+__all__ = ["damaged", "ends_by_healing", "misbehaved", "needs_whole_body", "retry_after", "stand_in"]
 
 NS_PER_MS: Final = 1_000_000
 #: No UTF-8: a start byte without its end, bytes that begin nothing, and a NUL.
@@ -94,19 +94,28 @@ def _truncated(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
 
 
 class Endless(Iterator[Piece]):
-    """The first piece again and again, each *delay_ns* after the last; once healed, the rest follows at once."""
+    """The first piece again and again, each *delay_ns* after the last; once healed, the rest follows at once.
+
+    A repetition that is on its way when the world is healed still comes.
+    """
 
     def __init__(self, pieces: Sequence[Piece], delay_ns: int) -> None:
-        first = pieces[0] if pieces else Chunk(b"\n")
-        self._again: Piece | None = _later(first, delay_ns)
-        self._rest = iter(pieces[1:])
+        self._rest = iter(pieces or (Chunk(b"\n"),))
+        self._delay_ns = delay_ns
+        self._again: Piece | None = None
+        self._healed = False
 
     def __next__(self) -> Piece:
-        return self._again or _later(next(self._rest), 0)
+        if self._again is None:
+            piece = next(self._rest)
+            if not self._healed:
+                self._again = _later(piece, self._delay_ns)
+            return piece
+        return _later(next(self._rest), 0) if self._healed else self._again
 
     def heal(self) -> None:
-        """Come to the end."""
-        self._again = None
+        """Come to the end; do not begin to repeat."""
+        self._healed = True
 
 
 # --- what happens on the way -----------------------------------------------------------------------------
@@ -142,6 +151,11 @@ def damaged(outcome: Outcome, fault: Fault | None) -> Outcome:
         case ReorderedChunks(chunk=chunk):
             return replace(outcome, chunks=_reordered(_pieces(outcome), chunk))
     return outcome
+
+
+def ends_by_healing(fault: Fault | None) -> bool:
+    """Whether *fault* goes on until the world is healed, or the client leaves."""
+    return isinstance(fault, ReadTimeout | SlowDrip | EndlessStream)
 
 
 def needs_whole_body(fault: Fault | None) -> bool:
@@ -204,19 +218,22 @@ class Dripping(Iterator[Piece]):
     def __init__(self, pieces: Sequence[Piece], delay_ns: int, size_bytes: int) -> None:
         self._pieces = list(reversed(pieces))
         self._delay_ns = delay_ns
-        self._size_bytes: int | None = size_bytes
+        self._size_bytes = size_bytes
+        self._begun = False
+        self._healed = False
 
     def __next__(self) -> Piece:
         if not self._pieces:
             raise StopIteration
         piece = self._pieces.pop()
-        if self._size_bytes is None:
-            return _later(piece, 0)
+        if self._healed:
+            return _later(piece, 0) if self._begun else piece
+        self._begun = True
         if _size(piece) > self._size_bytes:
             self._pieces.append(_later(_part(piece, self._size_bytes, _size(piece)), 0))
             piece = _part(piece, 0, self._size_bytes)
         return _later(piece, piece.after_ns + self._delay_ns)
 
     def heal(self) -> None:
-        """Let what is left come at once."""
-        self._size_bytes = None
+        """Let what is left come at once; do not begin to drip."""
+        self._healed = True

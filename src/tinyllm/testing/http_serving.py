@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from tinyllm.testing.arrivals import Arrival
 from tinyllm.testing.exchanges import Answer, Break, HttpRequest, Outcome, Piece, text_answer
-from tinyllm.testing.http_faults import Dripping, Endless, damaged, needs_whole_body
+from tinyllm.testing.http_faults import Dripping, Endless, damaged, ends_by_healing, needs_whole_body
 from tinyllm.testing.http_hosts import Served
 from tinyllm.testing.lanes import NS_PER_S, Lane
 from tinyllm.testing.loop import SimulatedLoop
@@ -43,8 +43,8 @@ class Serving:
     """Serves *request* by *served*, in *context*, and sends what comes of it down *lane* to *receiver*."""
 
     __slots__ = (
-        "_chunks", "_context", "_held", "_lane", "_loop", "_next", "_receiver", "_request", "_room", "_sender",
-        "_served", "_stalled", "_timer", "all_sent", "asked", "gone", "process",
+        "_begun", "_chunks", "_context", "_held", "_lane", "_loop", "_next", "_receiver", "_request", "_room",
+        "_sender", "_served", "_stalled", "_timer", "all_sent", "asked", "gone", "process",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +66,7 @@ class Serving:
         self._chunks: Iterator[Piece] = iter(())
         self._next: Piece | None = None
         self._held: Answer | None = None
+        self._begun = False
         self._stalled = False
         self._timer: SimulatedTimer | SimulatedHandle | None = None
         self._sender: SimulatedTask[None] | None = None
@@ -130,6 +131,7 @@ class Serving:
     # --- sending -------------------------------------------------------------------------------------
 
     def _begin(self, outcome: Outcome) -> None:
+        self._begun = True
         try:
             outcome = self._served.checked(outcome, self._request)
         except Exception as error:  # noqa: BLE001 - told by _failed
@@ -137,7 +139,10 @@ class Serving:
         outcome = damaged(outcome, self._request.fault)
         if isinstance(outcome, Break):
             self._after(outcome.after_ns, self._emit, outcome)
-        elif outcome.held:
+            return
+        if not isinstance(outcome.chunks, AsyncIterable):
+            self._chunks = iter(outcome.chunks)
+        if outcome.held:
             self._held = outcome
         else:
             self._after(outcome.after_ns, self._send_head, outcome)
@@ -150,7 +155,6 @@ class Serving:
         if isinstance(answer.chunks, AsyncIterable):
             self._sender = self._begin_task(self._pump_async(answer.chunks))
         else:
-            self._chunks = iter(answer.chunks)
             self._pump()
 
     def _pump(self) -> None:
@@ -213,11 +217,14 @@ class Serving:
             self._loop.call_external(room.come, context=self._context)
 
     def heal(self) -> None:
-        """Let an answer that hangs or drips because of a fault come to its end."""
+        """Let an answer that hangs or drips because of a fault come to its end, or never begin to."""
         if self.gone or self.all_sent:
             return
-        if self._held is not None:
-            answer, self._held = replace(self._held, held=False), None
+        if not self._begun:
+            if ends_by_healing(self._request.fault):
+                self._request.fault = None
+        elif self._held is not None:
+            answer, self._held = self._held, None
             self._timer = self._loop.call_external(self._send_head, answer, context=self._context)
         elif isinstance(self._chunks, Dripping | Endless):
             self._chunks.heal()

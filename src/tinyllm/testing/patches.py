@@ -53,6 +53,7 @@ _REAL: Final[dict[str, Callable[..., Any]]] = {name: getattr(time, name) for nam
 _REAL_URANDOM: Final = os.urandom
 _REAL_SEED: Final = Random.seed
 _REAL_NEW_LOOP: Final = asyncio.new_event_loop
+_REAL_ALL_TASKS: Final = asyncio.all_tasks
 _REAL_METHODS: Final = {name: vars(datetime)[name] for name in ("now", "utcnow")}
 _borrowed: Final = BorrowedNames({**_REAL, "urandom": _REAL_URANDOM})
 
@@ -202,6 +203,7 @@ class Patches:
         urandom = functions["urandom"] = _only_here(thread, self.urandom, _REAL_URANDOM)
         seed = _only_here(thread, self._seed_generator, _REAL_SEED)
         new_loop = _only_here(thread, _refuse_loop, _REAL_NEW_LOOP)
+        all_tasks = _only_here(thread, _all_tasks, _REAL_ALL_TASKS)
         self._functions = functions
         self._methods = [
             (name, classmethod(_only_here(thread, ours, _of_class(_REAL_METHODS[name]))))
@@ -217,6 +219,8 @@ class Patches:
             (uuid, "_generate_time_safe", None),  # the system's own, with the real time in it
             (asyncio, "new_event_loop", new_loop),
             (asyncio.events, "new_event_loop", new_loop),
+            (asyncio, "all_tasks", all_tasks),
+            (asyncio.tasks, "all_tasks", all_tasks),
         ]
 
     def _seed_generator(self, generator: Random, a: Any = None, version: int = 2) -> None:
@@ -248,6 +252,12 @@ def _of_class(method: Any) -> Callable[..., Any]:
         return method.__get__(None, cls)(*args, **kwargs)
 
     return call
+
+
+def _all_tasks(loop: asyncio.AbstractEventLoop | None = None) -> set[asyncio.Task[Any]]:
+    """`asyncio.all_tasks` in one order: asyncio's goes by the addresses of all tasks of the whole process."""
+    loop = asyncio.get_running_loop() if loop is None else loop
+    return set(loop.pending_tasks()) if isinstance(loop, SimulatedLoop) else _REAL_ALL_TASKS(loop)
 
 
 def _refuse_loop() -> NoReturn:

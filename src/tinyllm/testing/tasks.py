@@ -85,7 +85,8 @@ class SimulatedTask(asyncio.Task[_T]):
             name = f"{name_of(coro)}#{self.number}"
         body: Any = coro
         super().__init__(body, loop=loop, name=name, context=context)
-        forget_maker(self)
+        if loop._debug:
+            forget_maker(self)
         loop.remember(self)
 
     def cancel(self, msg: Any | None = None) -> bool:
@@ -118,7 +119,8 @@ class SimulatedFuture(asyncio.Future[_T]):
     def __init__(self, *, loop: SimulatedLoop) -> None:
         self.number: int = loop.next_future_number()
         super().__init__(loop=loop)
-        forget_maker(self)
+        if loop._debug:
+            forget_maker(self)
 
     def __hash__(self) -> int:
         return self.number

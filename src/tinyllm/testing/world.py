@@ -70,6 +70,7 @@ class World:
         self.sockets = SocketNetwork(self.loop, self.links, self.points, self.hosts)
         self.loop.network = self.sockets
         self.network = Network(self.loop, links=self.links, points=self.points, hosts=self.hosts)
+        self.network.listens = self.sockets.listens
         self.queues = Queues()
         self._conditions: list[Callable[[], Any]] = []
         # Numbers of tasks: those that a fault may cancel wherever they wait, that were, and that have begun.

@@ -238,6 +238,7 @@ def test_latency_of_a_connection_comes_before_the_connect_timeout():
     with Net({"api": echo}, at=(latency,)) as net:
         assert isinstance(got(net, timeout=httpx.Timeout(None, connect=0.02)), httpx.ConnectTimeout)
         assert 20 == net.now_ms
+        assert () == net.loop.pending_timers()
         assert 200 == got(net).status_code
 
 

@@ -411,6 +411,24 @@ def test_a_client_that_closes_a_stream_early_is_seen_to_leave():
         assert ("left", 10 * MS) == (request.ended, request.ended_ns)
 
 
+def test_a_generator_waits_for_a_client_that_does_not_read():
+    sent: list[int] = []
+
+    async def pieces() -> Any:
+        for number in range(200):
+            sent.append(number)
+            yield Chunk(b"x" * 1_024, MS)
+
+    async def main() -> tuple[int, int]:
+        async with httpx.AsyncClient() as client, client.stream("GET", URL) as response:
+            await asyncio.sleep(10)
+            return len(sent), len(await response.aread())
+
+    with Net({"api": lambda request: Answer(chunks=pieces())}) as net:
+        assert (65, 200 * 1_024) == net.run(main)
+        assert 10_000 + 135 == net.now_ms
+
+
 def test_a_server_waits_for_a_client_that_does_not_read():
     sent: list[int] = []
 
