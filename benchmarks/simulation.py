@@ -31,8 +31,8 @@ from measuring import Turn, ratio, seconds_by_round, show_growth, show_heading, 
 from tinyllm.graph import load_graph
 from tinyllm.testing import loop as simulated
 from tinyllm.testing.graph_world import GraphWorld, RunPlan
-from tinyllm.testing.ollama_server import OllamaServer
 from tinyllm.testing.script import Script, hosts_of
+from tinyllm.testing.servers.ollama import OllamaServer
 from tinyllm.testing.world import World
 
 PREDECESSORS = {"a": "", "b": "a", "c": "a", "d": "a", "e": "bc", "f": "cd", "g": "bd", "h": "efg"}

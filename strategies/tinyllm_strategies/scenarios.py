@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tinyllm.config import CircuitBreakerConfig, ExecutorConfig, FailurePolicy, FanoutConfig
 from tinyllm.graph import Graph
 from tinyllm.testing.faults import FaultPlan, HostDown
+from tinyllm.testing.graph_world import RunPlan
 from tinyllm.testing.scenario import Scenario
 from tinyllm.testing.script import Says, hosts_of, leaves_of
-from tinyllm.testing.graph_world import RunPlan
 from tinyllm_strategies.answers import answers_for, short_answers, voices
 from tinyllm_strategies.faults import fault_plans
 from tinyllm_strategies.graphs import graphs

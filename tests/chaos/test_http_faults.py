@@ -18,11 +18,11 @@ import pytest
 
 from tests.support.nets import Net
 from tinyllm.testing import faults as f
-from tinyllm.testing.exchanges import Answer, Break, Chunk, HttpRequest, json_answer
-from tinyllm.testing.model_script import Asked
-from tinyllm.testing.model_server import OUTSIDE_SCHEMA_TEXT, REFUSAL_TEXT, WRONG_MODEL
-from tinyllm.testing.ollama_server import OllamaServer
-from tinyllm.testing.openai_server import OpenAIServer
+from tinyllm.testing.http.values import Answer, Break, Chunk, HttpRequest, json_answer
+from tinyllm.testing.servers.base import OUTSIDE_SCHEMA_TEXT, REFUSAL_TEXT, WRONG_MODEL
+from tinyllm.testing.servers.ollama import OllamaServer
+from tinyllm.testing.servers.openai import OpenAIServer
+from tinyllm.testing.servers.script import Asked
 
 pytestmark = pytest.mark.chaos
 

@@ -16,9 +16,9 @@ import pytest
 
 from tests.support.nets import Net
 from tinyllm.testing import faults as f
-from tinyllm.testing.ollama_server import OllamaServer
-from tinyllm.testing.openai_server import OpenAIServer
 from tinyllm.testing.schedule import decode
+from tinyllm.testing.servers.ollama import OllamaServer
+from tinyllm.testing.servers.openai import OpenAIServer
 
 pytestmark = pytest.mark.chaos
 

@@ -13,9 +13,9 @@ from tinyllm.graph import Graph, build_graph, load_graph
 from tinyllm.message import Message, MessagePayload
 from tinyllm.testing.checks import ENGINE_CHECKS, judge
 from tinyllm.testing.faults import FaultPlan, OnCall, ServerError
+from tinyllm.testing.graph_world import RunPlan
 from tinyllm.testing.scenario import Scenario, play
 from tinyllm.testing.script import Says
-from tinyllm.testing.graph_world import RunPlan
 from tinyllm_strategies import schedules
 
 pytestmark = pytest.mark.stress

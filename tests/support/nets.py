@@ -8,12 +8,12 @@ import httpx
 import httpx2
 import pytest
 
-from tinyllm.testing.exchanges import Answer, Chunk, HttpRequest, text_answer
 from tinyllm.testing.faults import At
-from tinyllm.testing.httpx_clients import HttpxClients
+from tinyllm.testing.http.clients import HttpxClients
+from tinyllm.testing.http.network import Network
+from tinyllm.testing.http.values import Answer, Chunk, HttpRequest, text_answer
 from tinyllm.testing.links import Links
 from tinyllm.testing.loop import SimulatedLoop
-from tinyllm.testing.network import Network
 from tinyllm.testing.points import Points
 from tinyllm.testing.processes import Governor, Host
 from tinyllm.testing.schedule import Schedule

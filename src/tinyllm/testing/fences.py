@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from tinyllm.testing.loop_errors import FencedError
 
 if TYPE_CHECKING:
-    from tinyllm.testing.sockets import SocketNetwork
+    from tinyllm.testing.sockets.network import SocketNetwork
 
 __all__ = ["TLS", "FencedLoop"]
 

@@ -21,8 +21,8 @@ from tinyllm.graph import Graph
 from tinyllm.message import TaskPayload
 from tinyllm.models.ollama import OllamaClient
 from tinyllm.testing.history import History, Rest, RunRecord
+from tinyllm.testing.http.network import Network
 from tinyllm.testing.loop import OWNER, LivelockError, SimulatedLoop, StuckError
-from tinyllm.testing.network import Network
 from tinyllm.testing.ollama_host import CallRecord, OllamaHost, Voice
 from tinyllm.testing.schedule import Schedule
 from tinyllm.testing.script import NS_PER_MS, Script

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from tinyllm.testing.clocks import WallClock
-from tinyllm.testing.disk import Disk, Operation, Unsynced, os_error
+from tinyllm.testing.disk.disk import Disk, Operation, Unsynced, os_error
 from tinyllm.testing.memory import Memory
 from tinyllm.testing.points import Points
 from tinyllm.testing.processes import Governor, Host

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from tinyllm.testing.exchanges import Answer, Break, HttpRequest, Outcome, json_answer
 from tinyllm.testing.faults import CutMidBody
+from tinyllm.testing.http.values import Answer, Break, HttpRequest, Outcome, json_answer
 from tinyllm.testing.script import TOKENS_IN, Ask, Reply, Script
 
 #: Who calls: run, node and branch.

@@ -51,7 +51,7 @@ class WorldPlan:
 
     __repr__ = shortest_code
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002, FBT001 - as IPython has it
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 - as IPython has it
         """How Hypothesis prints it in a failing example."""
         printer.text(repr(self))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
-from tinyllm.testing.disk import Unsynced
+from tinyllm.testing.disk.disk import Unsynced
 from tinyllm.testing.faults import (
     ClockDrift,
     ClockJump,

@@ -10,26 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final, TypeVar
 
+from tinyllm.testing.apps.patches import Patches
+from tinyllm.testing.apps.queues import Queues
+from tinyllm.testing.apps.real_sockets import RealSockets
+from tinyllm.testing.apps.thread_shims import ThreadShims
 from tinyllm.testing.chronicle import Chronicle, Event, Problem, events_of
 from tinyllm.testing.faults import HOME, Cancelled, QueueFull
-from tinyllm.testing.httpx_clients import HttpxClients
+from tinyllm.testing.http.clients import HttpxClients
+from tinyllm.testing.http.network import Network
 from tinyllm.testing.links import Links
 from tinyllm.testing.loop import LivelockError, SimulatedLoop, SimulatedTask, StuckError
 from tinyllm.testing.machines import Machine
-from tinyllm.testing.network import Network
-from tinyllm.testing.patches import Patches
 from tinyllm.testing.plan import WorldPlan
 from tinyllm.testing.points import Points
 from tinyllm.testing.processes import Governor, current_host
-from tinyllm.testing.queues import Queues
-from tinyllm.testing.real_sockets import RealSockets
+from tinyllm.testing.sockets.network import SocketNetwork
 from tinyllm.testing.storm import Storm
-from tinyllm.testing.sockets import SocketNetwork
 from tinyllm.testing.tasks import name_of
-from tinyllm.testing.thread_shims import ThreadShims
 from tinyllm.testing.tool_faults import faulty
 
 __all__ = ["World"]

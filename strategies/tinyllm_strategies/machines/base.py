@@ -8,10 +8,10 @@ from tinyllm.config import ExecutorConfig
 from tinyllm.graph import Graph
 from tinyllm.testing.checks import ENGINE_CHECKS, Verdict, judge
 from tinyllm.testing.faults import FaultPlan
+from tinyllm.testing.graph_world import GraphWorld
 from tinyllm.testing.history import History
 from tinyllm.testing.schedule import Schedule
 from tinyllm.testing.script import Says, Script, hosts_of
-from tinyllm.testing.graph_world import GraphWorld
 
 
 class BrokenCheck(AssertionError):

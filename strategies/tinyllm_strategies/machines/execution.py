@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, initialize, rule
 
 from tinyllm.graph import Graph
-from tinyllm.testing.scenario import Scenario
 from tinyllm.testing.graph_world import RunPlan
+from tinyllm.testing.scenario import Scenario
 from tinyllm_strategies.machines.base import WorldMachine
 from tinyllm_strategies.scenarios import lives, run_plans
 

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from tests.support.nets import MS, Net
-from tinyllm.testing.asgi_server import AsgiServer
 from tinyllm.testing.faults import CutMidStream, Reset
+from tinyllm.testing.http.asgi import AsgiServer
 from tinyllm.testing.processes import current_host
 
 pytestmark = pytest.mark.unit

@@ -27,13 +27,13 @@ from tinyllm.testing.checks import (
     worst,
 )
 from tinyllm.testing.faults import CutMidBody, FaultPlan, HostDown, Latency, OnCall, Refused, ServerError
+from tinyllm.testing.graph_world import GraphWorld, RunPlan
 from tinyllm.testing.history import Rest
 from tinyllm.testing.holds import AppliedHold
 from tinyllm.testing.reference import TooManyOutcomesError
 from tinyllm.testing.scenario import Scenario, play
 from tinyllm.testing.schedule import Hold
 from tinyllm.testing.script import Script, hosts_of
-from tinyllm.testing.graph_world import RunPlan, GraphWorld
 from tinyllm.trace import EventKind
 
 pytestmark = pytest.mark.unit

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyllm.testing.disk import SECTOR_BYTES, Disk, os_error
-from tinyllm.testing.disk_state import UNSYNCED_MAX
+from tinyllm.testing.disk.disk import SECTOR_BYTES, Disk, os_error
+from tinyllm.testing.disk.state import UNSYNCED_MAX
 
 pytestmark = pytest.mark.unit
 
@@ -605,7 +605,7 @@ def test_every_operation_of_a_file_of_a_crashed_host_raises(mode, operation):
 
 def test_a_file_that_died_with_a_full_buffer_vanishes_in_silence():
     program = """
-from tinyllm.testing.disk import Disk
+from tinyllm.testing.disk.disk import Disk
 disk = Disk()
 files = [disk.open(mode, mode) for mode in ("w", "wb", "w+", "w+b")]
 for file in files:

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyllm.testing.disk import EPOCH_NS, Disk, os_error
-from tinyllm.testing.disk_sqlite import connect
+from tinyllm.testing.disk.disk import EPOCH_NS, Disk, os_error
+from tinyllm.testing.disk.sqlite import connect
 
 pytestmark = pytest.mark.unit
 
@@ -409,8 +409,8 @@ def test_the_same_life_twice_leaves_the_same_bytes_and_another_seed_others():
 def test_neither_hash_seed_nor_process_changes_what_a_crash_leaves():
     program = """
 from hashlib import sha256
-from tinyllm.testing.disk import Disk
-from tinyllm.testing.disk_sqlite import connect
+from tinyllm.testing.disk.disk import Disk
+from tinyllm.testing.disk.sqlite import connect
 with Disk() as disk:
     connection = connect(disk, "app.db")
     connection.execute("PRAGMA synchronous = off; PRAGMA journal_mode = persist; CREATE TABLE t (x)").fetchall()
@@ -464,7 +464,7 @@ def test_the_disk_works_without_apsw_and_sqlite_says_how_to_get_it():
     program = """
 import sys
 sys.modules["apsw"] = None
-from tinyllm.testing.disk import Disk
+from tinyllm.testing.disk.disk import Disk
 disk = Disk()
 disk.write_bytes("a", b"x")
 try:

@@ -104,7 +104,7 @@ async def trusts_its_server(world):
 
 
 def _json_answer():
-    from tinyllm.testing.exchanges import json_answer
+    from tinyllm.testing.http.values import json_answer
 
     return json_answer({"ok": True})
 

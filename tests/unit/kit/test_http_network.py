@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from tests.support.nets import MS, URL, Net, both, echo, got, slow, streams
-from tinyllm.testing.exchanges import Answer, HttpRequest, text_answer
 from tinyllm.testing.faults import At, Latency, Partition, Refused, Reset
-from tinyllm.testing.httpx_clients import HttpxClients
-from tinyllm.testing.lanes import Lane
+from tinyllm.testing.http.clients import HttpxClients
+from tinyllm.testing.http.lanes import Lane
+from tinyllm.testing.http.values import Answer, HttpRequest, text_answer
 from tinyllm.testing.schedule import decode
 
 pytestmark = pytest.mark.unit

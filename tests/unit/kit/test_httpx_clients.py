@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.support.nets import MODULES, URL, Net, both, echo, got
-from tinyllm.testing.exchanges import text_answer
-from tinyllm.testing.httpx_clients import HttpxClients
+from tinyllm.testing.http.clients import HttpxClients
+from tinyllm.testing.http.network import Network
+from tinyllm.testing.http.values import text_answer
 from tinyllm.testing.loop import FencedError
-from tinyllm.testing.network import Network
 from tinyllm.testing.world import World
 
 pytestmark = pytest.mark.unit
@@ -145,7 +145,7 @@ def test_a_request_to_a_host_without_server_goes_through_sockets_to_the_program_
 
 def test_the_network_imports_neither_module_before_it_is_used():
     code = (
-        "import sys, tinyllm.testing.network, tinyllm.testing.httpx_clients, tinyllm.testing.openai_server;"
+        "import sys, tinyllm.testing.http.network, tinyllm.testing.http.clients, tinyllm.testing.servers.openai;"
         "sys.exit('httpx' in sys.modules or 'httpx2' in sys.modules)"
     )
     assert 0 == subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode

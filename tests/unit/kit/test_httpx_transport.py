@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from tests.support.nets import MODULES, MS, URL, Net, both, echo, got, slow, streams
-from tinyllm.testing.exchanges import Answer, Chunk, HttpRequest, json_answer, text_answer
 from tinyllm.testing.faults import Bandwidth, Jitter, PacketLoss, Partition
-from tinyllm.testing.http_pool import Pool
+from tinyllm.testing.http.pool import Pool
+from tinyllm.testing.http.values import Answer, Chunk, HttpRequest, json_answer, text_answer
 from tinyllm.testing.processes import current_host
 
 pytestmark = pytest.mark.unit

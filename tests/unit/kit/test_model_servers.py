@@ -11,9 +11,9 @@ import pytest
 
 from tests.support.nets import MS, Net
 from tinyllm.testing.faults import Reset
-from tinyllm.testing.model_script import Asked, ModelScript, Said, ScriptError, ToolCall, words
-from tinyllm.testing.ollama_server import OllamaServer
-from tinyllm.testing.openai_server import OpenAIServer
+from tinyllm.testing.servers.ollama import OllamaServer
+from tinyllm.testing.servers.openai import OpenAIServer
+from tinyllm.testing.servers.script import Asked, ModelScript, Said, ScriptError, ToolCall, words
 
 pytestmark = pytest.mark.unit
 

@@ -26,10 +26,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinyllm.testing.apps.patches import SLEEPS_PER_STEP_MAX, Patches
 from tinyllm.testing.clocks import EPOCH, WallClock
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.loop_errors import FencedError, SimulationError
-from tinyllm.testing.patches import SLEEPS_PER_STEP_MAX, Patches
 from tinyllm.testing.processes import PROCESS, Governor, Host
 
 pytestmark = pytest.mark.unit

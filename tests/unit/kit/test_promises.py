@@ -12,11 +12,11 @@ from tinyllm.config.promises import Promises
 from tinyllm.errors import ErrorCode
 from tinyllm.testing.checks import judge, worst
 from tinyllm.testing.faults import FaultPlan, HostDown, Latency, OnCall, Refused, ServerError
+from tinyllm.testing.graph_world import RunPlan
 from tinyllm.testing.promises import graph_checks, keeps_promises, no_dead_end, tolerance_judged
 from tinyllm.testing.scenario import Scenario, play
 from tinyllm.testing.schedule import Hold
 from tinyllm.testing.script import Says
-from tinyllm.testing.graph_world import RunPlan
 
 pytestmark = pytest.mark.unit
 

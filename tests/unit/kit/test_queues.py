@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from tinyllm.testing.apps.queues import Queues
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.processes import Governor, Host
-from tinyllm.testing.queues import Queues
 
 pytestmark = pytest.mark.unit
 

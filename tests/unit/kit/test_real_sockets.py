@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tinyllm.testing.apps.real_sockets import RealSockets
 from tinyllm.testing.loop_errors import FencedError
-from tinyllm.testing.real_sockets import RealSockets
 
 pytestmark = pytest.mark.unit
 

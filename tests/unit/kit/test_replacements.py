@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from tinyllm.testing.replacements import Replacements
+from tinyllm.testing.apps.replacements import Replacements
 
 pytestmark = pytest.mark.unit
 

@@ -17,6 +17,7 @@ from tinyllm.config import ExecutorConfig
 from tinyllm.errors import TinyLLMError
 from tinyllm.testing.checks import deterministic
 from tinyllm.testing.faults import CutMidBody, FaultPlan, HostDown, Latency, OnCall, Refused, ServerError
+from tinyllm.testing.graph_world import RunPlan
 from tinyllm.testing.scenario import (
     Scenario,
     ScenarioError,
@@ -28,7 +29,6 @@ from tinyllm.testing.scenario import (
 )
 from tinyllm.testing.schedule import Hold
 from tinyllm.testing.script import Says
-from tinyllm.testing.graph_world import RunPlan
 from tinyllm_strategies import lives
 from tinyllm_strategies.messages import json_values
 

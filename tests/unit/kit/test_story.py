@@ -16,10 +16,10 @@ from tinyllm.config import CircuitBreakerConfig, ExecutorConfig
 from tinyllm.graph import Graph, build_graph, load_graph, parse_graph
 from tinyllm.testing.checks import Breach, judge
 from tinyllm.testing.faults import FaultPlan, HostDown, Latency, OnCall
+from tinyllm.testing.graph_world import RunPlan
 from tinyllm.testing.promises import graph_checks, promises_of
 from tinyllm.testing.scenario import Scenario, play, scenario_from_json, scenario_to_json
 from tinyllm.testing.script import Says
-from tinyllm.testing.graph_world import RunPlan
 from tinyllm.trace import EventKind
 from tinyllm_fuzz import story as stories
 from tinyllm_fuzz.hunt import Finding

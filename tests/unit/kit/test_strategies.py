@@ -29,10 +29,10 @@ from tinyllm.errors import ErrorCode
 from tinyllm.graph import build_graph, wrapped_by
 from tinyllm.message import ErrorInfo, MessageMetadata, MessagePayload, TaskPayload
 from tinyllm.testing.faults import FAULTS, CutMidBody, FaultPlan, HostDown, Latency, OnCall, Refused, ServerError
+from tinyllm.testing.graph_world import RunPlan
 from tinyllm.testing.scenario import Scenario
 from tinyllm.testing.schedule import Hold
 from tinyllm.testing.script import SERVICE_MS, hosts_of
-from tinyllm.testing.graph_world import RunPlan
 from tinyllm_strategies import (
     answers_for,
     executor_configs,

@@ -24,7 +24,7 @@ from tinyllm.testing.plan import WorldPlan
 from tinyllm.testing.points import Points
 from tinyllm.testing.processes import current_host
 from tinyllm.testing.schedule import Hold
-from tinyllm.testing.sockets import SocketNetwork
+from tinyllm.testing.sockets.network import SocketNetwork
 from tinyllm.testing.world import World
 
 pytestmark = pytest.mark.unit

@@ -21,9 +21,9 @@ from aiosqlite import core as aiosqlite_core
 from anyio._backends._asyncio import AsyncIOBackend
 from hypothesis import given, settings
 
+from tinyllm.testing.apps.thread_shims import ThreadShims
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.loop_errors import FencedError
-from tinyllm.testing.thread_shims import ThreadShims
 from tinyllm_strategies.schedules import schedules
 
 pytestmark = pytest.mark.unit

@@ -14,9 +14,9 @@ import pytest
 from tinyllm.testing.chronicle import WorldError
 from tinyllm.testing.faults import AnswerLost, At, Cancelled, Crash, FaultPlan, Partition, Pause, Refused, ToolRaises
 from tinyllm.testing.loop import FencedError, LivelockError, StuckError
-from tinyllm.testing.ollama_server import OllamaServer
 from tinyllm.testing.plan import WorldPlan
 from tinyllm.testing.schedule import Hold
+from tinyllm.testing.servers.ollama import OllamaServer
 from tinyllm.testing.world import World
 
 

@@ -30,13 +30,13 @@ from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Final, Literal
 
-from tinyllm.testing.disk_crash import SECTOR_BYTES, Unsynced, survivors
-from tinyllm.testing.disk_files import DiskFile, Mode, OpenFile, file_object
-from tinyllm.testing.disk_paths import above, normalised, os_error, stale
-from tinyllm.testing.disk_state import Change, Create, DiskState, Inode, Remove, Rename, Truncate
+from tinyllm.testing.disk.crash import SECTOR_BYTES, Unsynced, survivors
+from tinyllm.testing.disk.files import DiskFile, Mode, OpenFile, file_object
+from tinyllm.testing.disk.paths import above, normalised, os_error, stale
+from tinyllm.testing.disk.state import Change, Create, DiskState, Inode, Remove, Rename, Truncate
 
 if TYPE_CHECKING:
-    from tinyllm.testing.disk_sqlite import DiskVFS
+    from tinyllm.testing.disk.sqlite import DiskVFS
 
 __all__ = ["SECTOR_BYTES", "Disk", "DiskFile", "Operation", "Unsynced", "os_error"]
 
@@ -270,7 +270,7 @@ class Disk:
             ImportError: apsw is not installed.
         """
         if self._vfs is None:
-            from tinyllm.testing.disk_sqlite import DiskVFS
+            from tinyllm.testing.disk.sqlite import DiskVFS
 
             self._vfs = DiskVFS(self)
         return self._vfs

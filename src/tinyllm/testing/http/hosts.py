@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-from tinyllm.testing.exchanges import Answer, HttpRequest, Outcome, Server, answered
-from tinyllm.testing.http_faults import misbehaved, stand_in
+from tinyllm.testing.http.spoiling import misbehaved, stand_in
+from tinyllm.testing.http.values import Answer, HttpRequest, Outcome, Server, answered
 
 __all__ = ["Served"]
 

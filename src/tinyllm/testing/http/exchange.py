@@ -9,20 +9,20 @@ from collections import deque
 from collections.abc import AsyncIterable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from tinyllm.testing.arrivals import Arrival, pause
-from tinyllm.testing.exchanges import Answer, Break, Ended, HttpRequest
 from tinyllm.testing.faults import DnsFailure, Latency, LostPacket, Refused
-from tinyllm.testing.http_failures import UNKNOWN_NAME, NetworkFailure, Stage, failure_of
-from tinyllm.testing.http_hosts import Served
-from tinyllm.testing.http_pool import Connection, Pool
-from tinyllm.testing.http_serving import HEAD_BYTES, WINDOW_BYTES, Serving
-from tinyllm.testing.lanes import NS_PER_S, Lane
+from tinyllm.testing.http.arrivals import Arrival, pause
+from tinyllm.testing.http.failures import UNKNOWN_NAME, NetworkFailure, Stage, failure_of
+from tinyllm.testing.http.hosts import Served
+from tinyllm.testing.http.lanes import NS_PER_S, Lane
+from tinyllm.testing.http.pool import Connection, Pool
+from tinyllm.testing.http.serving import HEAD_BYTES, WINDOW_BYTES, Serving
+from tinyllm.testing.http.values import Answer, Break, Ended, HttpRequest
 from tinyllm.testing.links import RESEND_NS
 from tinyllm.testing.loop import SimulatedTimer
 from tinyllm.testing.processes import Process
 
 if TYPE_CHECKING:
-    from tinyllm.testing.network import Network
+    from tinyllm.testing.http.network import Network
 
 __all__ = ["Exchange"]
 

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
-from tinyllm.testing.connections import os_error
 from tinyllm.testing.faults import DuplicateChunk, Fault, Latency, LostPacket, ReorderedChunks
 from tinyllm.testing.links import NS_PER_MS
-from tinyllm.testing.pipes import Wire
 from tinyllm.testing.points import Points
-from tinyllm.testing.streams import SimulatedSocket, end_wait
+from tinyllm.testing.sockets.connections import os_error
+from tinyllm.testing.sockets.pipes import Wire
+from tinyllm.testing.sockets.streams import SimulatedSocket, end_wait
 from tinyllm.testing.tasks import PROCESS
 
 if TYPE_CHECKING:
-    from tinyllm.testing.names import Names, SocketAddress
+    from tinyllm.testing.sockets.names import Names, SocketAddress
 
 __all__ = ["DatagramTransport", "Datagrams"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from tinyllm.testing.exchanges import Answer, HttpRequest, json_answer
-from tinyllm.testing.model_script import Said, ToolCall, json_text, words
-from tinyllm.testing.model_server import Headers, ModelServer, Question, tokens_in
+from tinyllm.testing.http.values import Answer, HttpRequest, json_answer
+from tinyllm.testing.servers.base import Headers, ModelServer, Question, tokens_in
+from tinyllm.testing.servers.script import Said, ToolCall, json_text, words
 
 __all__ = ["OpenAIServer"]
 

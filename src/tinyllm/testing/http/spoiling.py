@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from tinyllm.testing.exchanges import Answer, Break, Chunk, Outcome, Piece, text_answer
 from tinyllm.testing.faults import (
     CutMidBody,
     CutMidStream,
@@ -32,6 +31,7 @@ from tinyllm.testing.faults import (
     WrongContentType,
     WrongShape,
 )
+from tinyllm.testing.http.values import Answer, Break, Chunk, Outcome, Piece, text_answer
 
 __all__ = ["damaged", "ends_by_healing", "misbehaved", "needs_whole_body", "retry_after", "stand_in"]
 

@@ -22,8 +22,8 @@ from functools import lru_cache, partial
 from threading import get_ident
 from typing import Any, Final, NoReturn, Self, TypeAlias
 
+from tinyllm.testing.apps.replacements import Replacements
 from tinyllm.testing.loop_errors import FencedError
-from tinyllm.testing.replacements import Replacements
 
 __all__ = ["ThreadShims"]
 

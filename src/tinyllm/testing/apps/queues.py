@@ -11,8 +11,8 @@ import asyncio
 from collections import deque
 from typing import Any, Self
 
+from tinyllm.testing.apps.replacements import Replacements
 from tinyllm.testing.processes import current_host
-from tinyllm.testing.replacements import Replacements
 
 __all__ = ["Queues"]
 

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from tinyllm.testing.connections import End
-from tinyllm.testing.pipes import Wire
-from tinyllm.testing.streams import SimulatedSocket, StreamTransport
+from tinyllm.testing.sockets.connections import End
+from tinyllm.testing.sockets.pipes import Wire
+from tinyllm.testing.sockets.streams import SimulatedSocket, StreamTransport
 from tinyllm.testing.tasks import PROCESS
 
 if TYPE_CHECKING:
-    from tinyllm.testing.names import SocketAddress
+    from tinyllm.testing.sockets.names import SocketAddress
 
 __all__ = ["Listener", "SimulatedServer"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, TypeAlias
 
-from tinyllm.testing.exchanges import Break
+from tinyllm.testing.http.values import Break
 
 __all__ = ["NAME_NOT_KNOWN", "UNKNOWN_NAME", "NetworkFailure", "Stage", "failure_of"]
 

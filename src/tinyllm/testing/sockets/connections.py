@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tinyllm.testing.links import NS_PER_S
-from tinyllm.testing.pipes import Pipe, Segment, Signal, Wire
+from tinyllm.testing.sockets.pipes import Pipe, Segment, Signal, Wire
 from tinyllm.testing.tasks import OWNER, Runnable
 
 if TYPE_CHECKING:
-    from tinyllm.testing.listeners import Listener
-    from tinyllm.testing.names import SocketAddress
     from tinyllm.testing.processes import Process
-    from tinyllm.testing.streams import StreamTransport
+    from tinyllm.testing.sockets.listeners import Listener
+    from tinyllm.testing.sockets.names import SocketAddress
+    from tinyllm.testing.sockets.streams import StreamTransport
 
 __all__ = ["Connection", "End", "new_connection", "os_error"]
 

@@ -18,11 +18,11 @@ from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
 from typing_extensions import Buffer
 
-from tinyllm.testing.disk_paths import os_error, stale
-from tinyllm.testing.disk_state import Inode, Truncate, Write
+from tinyllm.testing.disk.paths import os_error, stale
+from tinyllm.testing.disk.state import Inode, Truncate, Write
 
 if TYPE_CHECKING:
-    from tinyllm.testing.disk import Disk
+    from tinyllm.testing.disk.disk import Disk
 
 __all__ = ["BUFFER_BYTES", "DiskFile", "Mode", "OpenFile", "file_object"]
 

@@ -12,14 +12,14 @@ from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from tinyllm.testing.http_exchange import Exchange
-from tinyllm.testing.http_failures import NetworkFailure
-from tinyllm.testing.http_pool import Pool
+from tinyllm.testing.http.exchange import Exchange
+from tinyllm.testing.http.failures import NetworkFailure
+from tinyllm.testing.http.pool import Pool
 
 if TYPE_CHECKING:
     import httpx
 
-    from tinyllm.testing.network import Network
+    from tinyllm.testing.http.network import Network
 
 __all__ = ["Dialect", "transport_for"]
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tinyllm.testing.exchanges import Answer, Chunk, HttpRequest, Outcome
 from tinyllm.testing.faults import (
     EmptyAnswer,
     Fault,
@@ -23,8 +22,9 @@ from tinyllm.testing.faults import (
     WrongContentType,
     WrongModel,
 )
-from tinyllm.testing.http_faults import retry_after
-from tinyllm.testing.model_script import Answers, Asked, ModelScript, Said, Says, words
+from tinyllm.testing.http.spoiling import retry_after
+from tinyllm.testing.http.values import Answer, Chunk, HttpRequest, Outcome
+from tinyllm.testing.servers.script import Answers, Asked, ModelScript, Said, Says, words
 
 __all__ = ["ModelServer", "Question"]
 

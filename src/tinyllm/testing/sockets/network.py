@@ -15,18 +15,18 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final
 
-from tinyllm.testing.connections import Connection, End, new_connection, os_error
-from tinyllm.testing.datagrams import Datagrams, DatagramTransport
 from tinyllm.testing.faults import Fault, Latency, LostPacket, ReadTimeout, Refused, Reset, SlowDrip
 from tinyllm.testing.fences import TLS
 from tinyllm.testing.links import NS_PER_MS, RESEND_NS, Links
-from tinyllm.testing.listeners import Listener, SimulatedServer
 from tinyllm.testing.loop_errors import FencedError
-from tinyllm.testing.names import ANY_ADDRESS, Names, SocketAddress
-from tinyllm.testing.pipes import Wire
 from tinyllm.testing.points import Points
 from tinyllm.testing.processes import Host, Process, current_host
-from tinyllm.testing.streams import StreamTransport
+from tinyllm.testing.sockets.connections import Connection, End, new_connection, os_error
+from tinyllm.testing.sockets.datagrams import Datagrams, DatagramTransport
+from tinyllm.testing.sockets.listeners import Listener, SimulatedServer
+from tinyllm.testing.sockets.names import ANY_ADDRESS, Names, SocketAddress
+from tinyllm.testing.sockets.pipes import Wire
+from tinyllm.testing.sockets.streams import StreamTransport
 from tinyllm.testing.tasks import OWNER, PROCESS
 
 if TYPE_CHECKING:

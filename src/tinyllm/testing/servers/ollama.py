@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
-from tinyllm.testing.exchanges import Answer, HttpRequest, json_answer, text_answer
-from tinyllm.testing.model_script import Said, json_text
-from tinyllm.testing.model_server import Headers, ModelServer, Question, tokens_in
+from tinyllm.testing.http.values import Answer, HttpRequest, json_answer, text_answer
+from tinyllm.testing.servers.base import Headers, ModelServer, Question, tokens_in
+from tinyllm.testing.servers.script import Said, json_text
 
 __all__ = ["OllamaServer"]
 

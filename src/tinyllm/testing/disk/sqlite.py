@@ -30,9 +30,9 @@ from posixpath import dirname
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from tinyllm.testing.disk_crash import SECTOR_BYTES
-from tinyllm.testing.disk_files import OpenFile
-from tinyllm.testing.disk_paths import normalised
+from tinyllm.testing.disk.crash import SECTOR_BYTES
+from tinyllm.testing.disk.files import OpenFile
+from tinyllm.testing.disk.paths import normalised
 
 try:
     import apsw
@@ -42,7 +42,7 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 if TYPE_CHECKING:
-    from tinyllm.testing.disk import Disk
+    from tinyllm.testing.disk.disk import Disk
 
 __all__ = ["DiskVFS", "connect"]
 

@@ -24,7 +24,7 @@ from itertools import pairwise
 from random import Random
 from typing import Final, Literal, get_args
 
-from tinyllm.testing.disk_state import Change, Extend, Truncate, Write
+from tinyllm.testing.disk.state import Change, Extend, Truncate, Write
 
 __all__ = ["SECTOR_BYTES", "Unsynced", "survivors"]
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
-from tinyllm.testing.exchanges import Answer, Break, Chunk, HttpRequest, Piece
+from tinyllm.testing.http.values import Answer, Break, Chunk, HttpRequest, Piece
 
 __all__ = ["AsgiServer"]
 

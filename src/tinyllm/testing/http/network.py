@@ -1,6 +1,6 @@
 """The HTTP network of the world: hosts by name, the exchanges under way, and the connections that are open.
 
-Clients built on httpx reach it through a transport (`tinyllm.testing.http_transport`) and never a socket. A
+Clients built on httpx reach it through a transport (`tinyllm.testing.http.transport`) and never a socket. A
 request takes, from the host on which it is made to the host that it names:
 
 - a round trip of the link for a connection, unless its client has one to that host that is idle;
@@ -23,13 +23,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
-from tinyllm.testing.arrivals import pause
-from tinyllm.testing.exchanges import HttpRequest, Server
 from tinyllm.testing.faults import HOME, Fault
-from tinyllm.testing.http_exchange import Exchange
-from tinyllm.testing.http_failures import NAME_NOT_KNOWN, NetworkFailure
-from tinyllm.testing.http_hosts import Served
-from tinyllm.testing.http_pool import Connection, Pool
+from tinyllm.testing.http.arrivals import pause
+from tinyllm.testing.http.exchange import Exchange
+from tinyllm.testing.http.failures import NAME_NOT_KNOWN, NetworkFailure
+from tinyllm.testing.http.hosts import Served
+from tinyllm.testing.http.pool import Connection, Pool
+from tinyllm.testing.http.values import HttpRequest, Server
 from tinyllm.testing.links import Links
 from tinyllm.testing.loop import OWNER, SimulatedLoop
 from tinyllm.testing.points import Points
@@ -97,7 +97,7 @@ class Network:
 
         At most *max_connections* of its connections are in use at once; None for no limit.
         """
-        from tinyllm.testing.http_transport import transport_for
+        from tinyllm.testing.http.transport import transport_for
 
         return transport_for(self, Pool(self.loop, max_connections=max_connections), module)
 

@@ -30,12 +30,12 @@ from threading import get_ident
 from time import struct_time
 from typing import Any, Final, NoReturn, Self
 
-from tinyllm.testing.borrowed_names import BorrowedNames
+from tinyllm.testing.apps.borrowed_names import BorrowedNames
+from tinyllm.testing.apps.replacements import Replacements
 from tinyllm.testing.clocks import WallClock
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.loop_errors import FencedError, SimulationError
 from tinyllm.testing.processes import PROCESS, Process
-from tinyllm.testing.replacements import Replacements
 
 __all__ = ["Patches"]
 

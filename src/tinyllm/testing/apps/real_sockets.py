@@ -15,8 +15,8 @@ from functools import lru_cache
 from threading import get_ident
 from typing import Any, Final, Self
 
+from tinyllm.testing.apps.replacements import Replacements
 from tinyllm.testing.loop_errors import FencedError
-from tinyllm.testing.replacements import Replacements
 
 __all__ = ["RealSockets"]
 

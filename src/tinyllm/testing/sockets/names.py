@@ -16,10 +16,10 @@ from tinyllm.testing.faults import DnsFailure, Latency
 from tinyllm.testing.links import NS_PER_MS
 from tinyllm.testing.points import Points
 from tinyllm.testing.processes import Host, current_host
-from tinyllm.testing.streams import end_wait
+from tinyllm.testing.sockets.streams import end_wait
 
 if TYPE_CHECKING:
-    from tinyllm.testing.pipes import Wire
+    from tinyllm.testing.sockets.pipes import Wire
 
 __all__ = ["ANY_ADDRESS", "LOOPBACK", "AddressInfo", "Names", "SocketAddress"]
 

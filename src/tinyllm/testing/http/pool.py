@@ -6,8 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from tinyllm.testing.arrivals import Arrival
-from tinyllm.testing.http_failures import NetworkFailure
+from tinyllm.testing.http.arrivals import Arrival
+from tinyllm.testing.http.failures import NetworkFailure
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.processes import Process
 

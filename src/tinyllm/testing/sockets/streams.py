@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
-from tinyllm.testing.connections import End, os_error
-from tinyllm.testing.pipes import Wire
+from tinyllm.testing.sockets.connections import End, os_error
+from tinyllm.testing.sockets.pipes import Wire
 
 if TYPE_CHECKING:
-    from tinyllm.testing.listeners import SimulatedServer
-    from tinyllm.testing.names import SocketAddress
+    from tinyllm.testing.sockets.listeners import SimulatedServer
+    from tinyllm.testing.sockets.names import SocketAddress
 
 __all__ = ["SimulatedSocket", "StreamTransport", "end_wait"]
 

@@ -1,0 +1,1 @@
+"""What puts programs that know nothing of the world into it: their clock, chance, threads, sockets and queues."""

@@ -1,0 +1,1 @@
+"""Model servers of the world: scripted or drawn answers in the wire formats of Ollama and OpenAI."""

@@ -1,0 +1,1 @@
+"""Sockets in the world: streams, datagrams and the names of hosts."""
