@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import combinations, product
-from typing import Final
+from typing import Any, Final
 
 from hypothesis import strategies as st
 
@@ -38,7 +38,6 @@ from tinyllm.testing.faults import (
     EndlessStream,
     Fault,
     FaultError,
-    FaultPlan,
     GarbageBytes,
     HostDown,
     HugeAnswer,
@@ -50,6 +49,7 @@ from tinyllm.testing.faults import (
     MemoryPressure,
     NoSuchRoute,
     OfDisk,
+    OfHost,
     OutsideSchema,
     PacketLoss,
     Partition,
@@ -142,7 +142,7 @@ OF_LINKS: Final[tuple[LastingFault, ...]] = (
     PacketLoss(percent=10),
     PacketLoss(percent=50),
 )
-OF_HOSTS: Final[tuple[LastingFault, ...]] = (
+OF_HOSTS: Final[tuple[OfHost, ...]] = (
     HostDown(),
     Pause(),
     Crash(),
@@ -151,7 +151,7 @@ OF_HOSTS: Final[tuple[LastingFault, ...]] = (
     TornWrite(),
     ReorderedWrites(),
 )
-OF_ANY: Final[tuple[LastingFault, ...]] = (
+OF_ANY: Final[tuple[OfHost, ...]] = (
     CpuSaturation(step_us=1_000),
     CpuSaturation(step_us=10_000),
     QueueFull(),
@@ -229,12 +229,12 @@ def _worlds(
     calls = decode_strikes(strikes, families=present, rate=rate)
     if cancelled is not None:
         calls = (At(point="await", number=cancelled, fault=Cancelled()), *calls)
-    faults = FaultPlan(
-        calls=calls,
-        lasting=decode_lasting(lasting, families=present, hosts=hosts),
-    )
     return WorldPlan(
-        schedule=decode(bytes(byte & gaps for byte in schedule), timed=timed), faults=faults, seed=draw(_SEEDS), external_only=external_only
+        schedule=decode(bytes(byte & gaps for byte in schedule), timed=timed),
+        strikes=calls,
+        lasting=decode_lasting(lasting, families=present, hosts=hosts),
+        seed=draw(_SEEDS),
+        external_only=external_only,
     )
 
 
@@ -277,7 +277,7 @@ def _strikes(families: tuple[str, ...]) -> tuple[tuple[str, Fault], ...]:
 
 @cache
 def _lasting(families: tuple[str, ...], hosts: tuple[str, ...]) -> tuple[LastingFault, ...]:
-    kinds: list[LastingFault] = [*OF_LINKS, *OF_ANY]
+    kinds: list[Any] = [*OF_LINKS, *OF_ANY]
     kinds += [replace(fault, host=host) for host in hosts for fault in (*OF_HOSTS, *OF_ANY)]
     kinds += [Partition(hosts=(host,), one_way=one_way) for host in hosts for one_way in (False, True)]
     return tuple(fault for fault in kinds if fault.family in families)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from itertools import pairwise
 
 import pytest
 
@@ -15,7 +16,6 @@ from tinyllm.testing.faults import (
     CpuSaturation,
     Crash,
     DiskFull,
-    FaultPlan,
     HostDown,
     Jitter,
     Lasting,
@@ -37,6 +37,7 @@ from tinyllm.testing.world import World
 
 pytestmark = pytest.mark.chaos
 
+LASTING = [kind for kind in FAULTS.values() if issubclass(kind, Lasting)]
 TESTED: set[type] = set()
 
 
@@ -47,7 +48,7 @@ def about(kind):
 
 
 def world_with(*lasting, **how):
-    return World(WorldPlan(faults=FaultPlan(lasting=lasting)), **how)
+    return World(WorldPlan(lasting=lasting), **how)
 
 
 async def echo(reader, writer):
@@ -101,7 +102,7 @@ def test_a_slow_link_delays_whatever_is_sent_until_it_ends():
 @about(Jitter)
 def test_jitter_delays_by_the_seed_and_no_longer_than_it_says():
     def times(seed):
-        plan = WorldPlan(faults=FaultPlan(lasting=(Jitter(delay_ms=100, duration_ms=10_000),)), seed=seed)
+        plan = WorldPlan(lasting=(Jitter(delay_ms=100, duration_ms=10_000),), seed=seed)
         with with_server(World(plan, latency_ms=1)) as world:
             shaken = [ms_of(world) for _ in range(5)]
             world.advance(10_000)
@@ -313,12 +314,13 @@ def clock_story(world):
     import time
 
     async def main():
-        first, story = time.time() - world.loop.time(), []
+        first = time.time() - world.loop.time()
+        story: list = []
         for _ in range(3):
             await asyncio.sleep(10 if story else 5)
             story.append((round(time.time() - world.loop.time() - first, 6), round(time.monotonic(), 6)))
         monotonic = [at for _, at in story]
-        assert [10.0, 10.0] == [round(b - a, 6) for a, b in zip(monotonic, monotonic[1:], strict=False)]
+        assert [10.0, 10.0] == [round(b - a, 6) for a, b in pairwise(monotonic)]
         return [error for error, _ in story]
 
     return world.run(main)
@@ -376,7 +378,7 @@ def test_on_a_saturated_host_steps_take_time_until_it_ends():
 @about(QueueFull)
 def test_full_queues_take_nothing_until_it_ends():
     async def main():
-        queue = asyncio.Queue(2)
+        queue: asyncio.Queue = asyncio.Queue(2)
         with pytest.raises(asyncio.QueueFull):
             queue.put_nowait(1)
         await queue.put(2)
@@ -414,7 +416,7 @@ def test_a_host_that_two_faults_hold_down_starts_when_both_have_ended():
         assert 2 == world.host("db").process.number
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FAULTS.values() if issubclass(kind, Lasting)], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", LASTING, ids=lambda kind: kind.name)
 def test_whatever_lasts_until_healed_ends_then_and_what_had_not_begun_never_does(kind):
     late = {"hosts": ("db",)} if kind is Partition else {"host": "db"} if hasattr(kind, "host") else {}
     with with_server(world_with(kind(**late), kind(**late, start_ms=10_000))) as world:
@@ -429,4 +431,4 @@ def test_whatever_lasts_until_healed_ends_then_and_what_had_not_begun_never_does
 
 
 def test_every_fault_that_lasts_has_its_test_here():
-    assert {kind for kind in FAULTS.values() if issubclass(kind, Lasting)} == TESTED
+    assert set(LASTING) == TESTED

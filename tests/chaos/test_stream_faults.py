@@ -16,7 +16,6 @@ from tinyllm.testing.faults import (
     Crash,
     DnsFailure,
     Fault,
-    FaultPlan,
     Jitter,
     LastingFault,
     Latency,
@@ -81,8 +80,8 @@ async def ask(timeout_s: float = 10_000) -> list[Any]:
 
 def plan_of(fault: Fault | LastingFault, point: str = "connection db") -> WorldPlan:
     if isinstance(fault, LastingFault):
-        return WorldPlan(faults=FaultPlan(lasting=(fault,)))
-    return WorldPlan(faults=FaultPlan(calls=(At(point=point, number=0, fault=fault),)))
+        return WorldPlan(lasting=(fault,))
+    return WorldPlan(strikes=(At(point=point, number=0, fault=fault),))
 
 
 def a_world(plan: WorldPlan = WorldPlan()) -> World:  # noqa: B008 - a frozen value
@@ -423,7 +422,7 @@ def test_a_bandwidth_lets_a_long_answer_arrive_packet_by_packet():
 def test_jitter_lets_the_same_answer_come_at_another_time_in_each_world():
     times = set()
     for seed in range(10):
-        plan = WorldPlan(faults=FaultPlan(lasting=(Jitter(delay_ms=1_000),)), seed=seed)
+        plan = WorldPlan(lasting=(Jitter(delay_ms=1_000),), seed=seed)
         with a_world(plan) as world:
             times.add(world.run(ask)[-1][0])
         with a_world(plan) as world:
@@ -441,7 +440,7 @@ def test_two_worlds_of_one_plan_live_the_same_life():
         partition, crash = Partition(start_ms=500, duration_ms=900), Crash(host="db", start_ms=3_000)
         lasting = (Jitter(), PacketLoss(percent=30), partition, crash)
         calls = (At(point="connection db", number=3, fault=Reset(after_bytes=4)),)
-        with World(WorldPlan(faults=FaultPlan(calls=calls, lasting=lasting), seed=5), trace=True) as world:
+        with World(WorldPlan(strikes=calls, lasting=lasting, seed=5), trace=True) as world:
             world.host("db").start(serve)
             seen = world.run(many)
             chronicle = world.finish()

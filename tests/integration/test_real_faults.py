@@ -565,7 +565,7 @@ def test_closing_closes_a_connection_too_that_was_accepted_in_the_same_turn():
         async with through_proxy() as proxy:
             with socket.create_connection((proxy.host, proxy.port)):
                 before = open_files()
-                while not proxy.connections:  # noqa: ASYNC110 - no event comes between these two steps
+                while not proxy.connections:
                     # Our turn comes before the first step of a task made in this one.
                     await asyncio.sleep(0)
                 await proxy.__aexit__(None, None, None)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tinyllm.testing.chaos import ChaosError, ChaosInjector
     from tinyllm.testing.chronicle import Chronicle, WorldError
     from tinyllm.testing.disk.disk import Disk
-    from tinyllm.testing.faults import At, FaultPlan
+    from tinyllm.testing.faults import At
     from tinyllm.testing.http.asgi import AsgiServer
     from tinyllm.testing.http.values import Answer, Chunk, HttpRequest, json_answer, text_answer
     from tinyllm.testing.lives import Life, NotDeterministicError, live, live_twice
@@ -35,7 +35,6 @@ __all__ = [
     "Chronicle",
     "Chunk",
     "Disk",
-    "FaultPlan",
     "FencedError",
     "Hold",
     "HttpRequest",
@@ -66,7 +65,7 @@ _MODULES = {
     "chaos": ("ChaosError", "ChaosInjector"),
     "chronicle": ("Chronicle", "WorldError"),
     "disk.disk": ("Disk",),
-    "faults": ("At", "FaultPlan"),
+    "faults": ("At",),
     "http.asgi": ("AsgiServer",),
     "http.values": ("Answer", "Chunk", "HttpRequest", "json_answer", "text_answer"),
     "lives": ("Life", "NotDeterministicError", "live", "live_twice"),

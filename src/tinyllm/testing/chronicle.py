@@ -88,11 +88,11 @@ class Chronicle:
 
 def events_of(world: World) -> tuple[Event, ...]:
     """All that the parts of a world put down, by time; what happened at one moment in a fixed order."""
-    events = list(world.notes)
-    for strike in world.points.struck:
-        events.append(Event(strike.at_ns, strike.point, f"{strike.fault!r} strikes, number {strike.number}"))
-    for hold in world.loop.applied_holds:
-        events.append(Event(hold.at_ns, hold.task, _held(hold)))
+    events = [
+        *world.notes,
+        *(Event(at.at_ns, at.point, f"{at.fault!r} strikes, number {at.number}") for at in world.points.struck),
+        *(Event(hold.at_ns, hold.task, _held(hold)) for hold in world.loop.applied_holds),
+    ]
     for name, served in world.network.servers.items():
         for request in served.requests:
             events.append(Event(request.at_ns, name, f"gets {request} from {request.source}"))

@@ -816,15 +816,12 @@ class At:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class FaultPlan:
-    """All that goes wrong in one simulated world.
-
-    `calls` are the faults of one moment: `OnCall` in the life of a graph, `At` in a world of hosts.
-    """
+    """All that goes wrong in the life of a graph."""
 
     __repr__ = shortest_code
 
-    calls: tuple[OnCall | At, ...] = ()
-    lasting: tuple[LastingFault, ...] = ()
+    calls: tuple[OnCall, ...] = ()
+    lasting: tuple[HostDown, ...] = ()
 
     def __len__(self) -> int:
         return len(self.calls) + len(self.lasting)
@@ -846,15 +843,16 @@ def fault_from_json(value: Any) -> Any:
     if kind is None:
         raise FaultError(f"unknown fault {value.get('fault')!r}; there are {', '.join(FAULTS)}")
     known = {field.name for field in fields(kind)}
-    settings = {
+    settings: dict[str, Any] = {
         str(key): tuple(setting) if isinstance(setting, list) else setting
         for key, setting in value.items()
         if key != "fault"
     }
     if unknown := sorted(settings.keys() - known):
         raise FaultError(f"{kind.name}: no setting {unknown[0]!r}; there are {', '.join(sorted(known)) or 'none'}")
+    make: Any = kind
     try:
-        return kind(**settings)
+        return make(**settings)
     except TypeError as error:
         raise FaultError(f"{kind.name}: {error}") from None
 

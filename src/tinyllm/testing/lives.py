@@ -11,7 +11,17 @@ from tinyllm.testing.loop_errors import SimulationError
 from tinyllm.testing.plan import WorldPlan, simplest_plan
 from tinyllm.testing.world import World
 
-__all__ = ["Body", "Life", "NotDeterministicError", "canonical", "compare", "live", "live_twice", "reachable", "same_failure"]
+__all__ = [
+    "Body",
+    "Life",
+    "NotDeterministicError",
+    "canonical",
+    "compare",
+    "live",
+    "live_twice",
+    "reachable",
+    "same_failure",
+]
 
 #: A program that is handed the world it lives in.
 Body = Callable[[World], Coroutine[Any, Any, Any]]

@@ -6,7 +6,7 @@ A plan prints as the code that makes it, goes through JSON, and says which plans
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from tinyllm.testing import schedule as schedules
@@ -14,13 +14,13 @@ from tinyllm.testing.faults import (
     At,
     Fault,
     FaultError,
-    FaultPlan,
     Lasting,
+    LastingFault,
     fault_from_json,
     fault_to_json,
     shortest_code,
 )
-from tinyllm.testing.schedule import Schedule
+from tinyllm.testing.schedule import Hold, Schedule
 
 __all__ = ["PlanError", "WorldPlan", "plan_from_json", "plan_to_json", "simpler_plans", "simplest_plan"]
 
@@ -33,23 +33,27 @@ class PlanError(ValueError):
 class WorldPlan:
     """Who runs when, what goes wrong, and the seed of everything else that is chance.
 
-    With `external_only` the schedule holds back only what stock asyncio could have made wait.
+    `strikes` are the faults of one moment, `lasting` those that last. With `external_only` the schedule makes
+    only what stock asyncio could have done.
 
     Raises:
-        FaultError: a fault of the life of a graph (`OnCall`), of which this world knows nothing.
+        PlanError: a part is of another type than it says.
     """
 
     schedule: Schedule = ()
-    faults: FaultPlan = field(default_factory=FaultPlan)
+    strikes: tuple[At, ...] = ()
+    lasting: tuple[LastingFault, ...] = ()
     seed: int = 0
     external_only: bool = True
 
-    def __post_init__(self) -> None:
-        for call in self.faults.calls:
-            if not isinstance(call, At):
-                raise FaultError(f"a world of hosts takes At(point=..., number=..., fault=...), not {call!r}")
-
     __repr__ = shortest_code
+
+    def __post_init__(self) -> None:
+        _require_all("schedule", self.schedule, Hold)
+        _require_all("strikes", self.strikes, At)
+        _require_all("lasting", self.lasting, Lasting)
+        _of_type(int, "seed", self.seed)
+        _of_type(bool, "external_only", self.external_only)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:  # noqa: ARG002 - as IPython has it
         """How Hypothesis prints it in a failing example."""
@@ -58,12 +62,15 @@ class WorldPlan:
     @property
     def decisions(self) -> int:
         """How many things depart from the plainest life: faults and holds."""
-        return len(self.faults) + len(self.schedule)
+        return len(self.strikes) + len(self.lasting) + len(self.schedule)
 
-    @property
-    def strikes(self) -> tuple[At, ...]:
-        """The faults of one moment."""
-        return tuple(call for call in self.faults.calls if isinstance(call, At))
+
+def _require_all(name: str, values: object, kind: type) -> None:
+    if not isinstance(values, tuple):
+        raise PlanError(f"{name} is a tuple of {kind.__name__}, not {values!r}")
+    for value in values:
+        if not isinstance(value, kind):
+            raise PlanError(f"{name} has {value!r}, which is no {kind.__name__}")
 
 
 # --- simpler ones ----------------------------------------------------------------------------------------
@@ -90,19 +97,18 @@ def simplest_plan(plan: WorldPlan, still_fails: Callable[[WorldPlan], bool], *, 
 
 def simpler_plans(plan: WorldPlan) -> Iterator[WorldPlan]:
     """Plans with one thing less, then with one thing smaller; each is simpler, so following them ends."""
-    faults = plan.faults
-    for index in range(len(faults.lasting)):
-        yield replace(plan, faults=replace(faults, lasting=_without(faults.lasting, index)))
-    for index in range(len(faults.calls)):
-        yield replace(plan, faults=replace(faults, calls=_without(faults.calls, index)))
+    for name in ("lasting", "strikes"):
+        faults = getattr(plan, name)
+        for index in range(len(faults)):
+            yield replace(plan, **{name: faults[:index] + faults[index + 1 :]})
     for schedule in schedules.simpler(plan.schedule):
         yield replace(plan, schedule=schedule)
-    for index, call in enumerate(plan.strikes):
-        for fault in _milder(call.fault):
-            yield replace(plan, faults=replace(faults, calls=_with(faults.calls, index, replace(call, fault=fault))))
-    for index, lasting in enumerate(faults.lasting):
+    for index, strike in enumerate(plan.strikes):
+        for fault in _milder(strike.fault):
+            yield replace(plan, strikes=_with(plan.strikes, index, replace(strike, fault=fault)))
+    for index, lasting in enumerate(plan.lasting):
         for milder in _milder(lasting):
-            yield replace(plan, faults=replace(faults, lasting=_with(faults.lasting, index, milder)))
+            yield replace(plan, lasting=_with(plan.lasting, index, milder))
     if plan.seed:
         yield replace(plan, seed=0)
 
@@ -118,10 +124,6 @@ def _milder(fault: Fault | Lasting) -> Iterator[Any]:
                 continue
 
 
-def _without(items: tuple[Any, ...], index: int) -> tuple[Any, ...]:
-    return items[:index] + items[index + 1 :]
-
-
 def _with(items: tuple[Any, ...], index: int, item: Any) -> tuple[Any, ...]:
     return (*items[:index], item, *items[index + 1 :])
 
@@ -131,14 +133,11 @@ def _with(items: tuple[Any, ...], index: int, item: Any) -> tuple[Any, ...]:
 
 def plan_to_json(plan: WorldPlan) -> dict[str, Any]:
     """The plan as plain JSON values."""
+    strikes = [{"point": at.point, "number": at.number, **fault_to_json(at.fault)} for at in plan.strikes]
     return {
         "schedule": schedules.to_json(plan.schedule),
-        "faults": {
-            "calls": [
-                {"point": call.point, "number": call.number, **fault_to_json(call.fault)} for call in plan.strikes
-            ],
-            "lasting": [fault_to_json(fault) for fault in plan.faults.lasting],
-        },
+        "strikes": strikes,
+        "lasting": [fault_to_json(fault) for fault in plan.lasting],
         "seed": plan.seed,
         "external_only": plan.external_only,
     }
@@ -153,12 +152,10 @@ def plan_from_json(value: Any) -> WorldPlan:
     try:
         return WorldPlan(
             schedule=schedules.from_json(value["schedule"]),
-            faults=FaultPlan(
-                calls=tuple(_strike(call) for call in value["faults"]["calls"]),
-                lasting=tuple(_lasting(fault) for fault in value["faults"]["lasting"]),
-            ),
-            seed=_of_type(int, "seed", value["seed"]),
-            external_only=_of_type(bool, "external_only", value["external_only"]),
+            strikes=tuple(_strike(at) for at in value["strikes"]),
+            lasting=tuple(fault_from_json(fault) for fault in value["lasting"]),
+            seed=value["seed"],
+            external_only=value["external_only"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise PlanError(f"this is no plan of a world: {type(error).__name__}: {error}") from None
@@ -169,15 +166,7 @@ def _strike(value: Mapping[str, Any]) -> At:
     return At(point=value["point"], number=value["number"], fault=fault)
 
 
-def _lasting(value: Mapping[str, Any]) -> Any:
-    fault = fault_from_json(value)
-    if not isinstance(fault, Lasting):
-        raise PlanError(f"{fault.name!r} does not last")
-    return fault
-
-
-def _of_type(kind: type, name: str, value: Any) -> Any:
+def _of_type(kind: type, name: str, value: object) -> None:
     # No isinstance: to Python, true is a number.
     if type(value) is not kind:
         raise PlanError(f"{name} is a value of type {kind.__name__}, not {value!r}")
-    return value

@@ -235,7 +235,9 @@ class Host:
         context.run(PROCESS.set, self.process)
         return context
 
-    def start(self, program: Program, *args: Any, name: str | None = None) -> SimulatedTask[Any]:
+    def start(
+        self, program: Program | Coroutine[Any, Any, Any], *args: Any, name: str | None = None
+    ) -> SimulatedTask[Any]:
         """Run `program(*args)` as a task of this host, now and again each time the host restarts.
 
         Its exceptions are the world's to judge, as those of every task that nobody awaits.
@@ -244,8 +246,8 @@ class Host:
             HostError: the host is down.
             TypeError: *program* is a coroutine, which could not start again.
         """
-        if not callable(program):
-            getattr(program, "close", _nothing)()
+        if isinstance(program, Coroutine):
+            program.close()
             raise TypeError(f"start takes a coroutine function, not {name_of(program)}: it may have to start again")
         if self.process.dead:
             raise HostError(f"host {self.name!r} is down; restart it first")
@@ -315,7 +317,3 @@ class Host:
         elif duration_ns > 0:
             self._governor.occupy(self.process, duration_ns)
             self._loop.blocked_ns += duration_ns
-
-
-def _nothing() -> None:
-    """What is called of things that need no closing."""

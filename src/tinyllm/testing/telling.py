@@ -32,7 +32,7 @@ def _lines(chronicle: Chronicle, *, reachable: bool) -> Iterator[str]:
 
 
 def _given(plan: WorldPlan) -> Iterator[str]:
-    faults = [*plan.faults.lasting, *plan.strikes]
+    faults = [*plan.lasting, *plan.strikes]
     for number, fault in enumerate(faults):
         yield f"  {'' if number else 'faults':<10} {fault!r}"
     if not faults:

@@ -70,7 +70,6 @@ class World:
         self.sockets = SocketNetwork(self.loop, self.links, self.points, self.hosts)
         self.loop.network = self.sockets
         self.network = Network(self.loop, links=self.links, points=self.points, hosts=self.hosts)
-        self.network.listens = self.sockets.listens
         self.queues = Queues()
         self._conditions: list[Callable[[], Any]] = []
         # Numbers of tasks: those that a fault may cancel wherever they wait, that were, and that have begun.
@@ -93,7 +92,7 @@ class World:
             self.governor.awaits = self._about_to_go_on
         self.governor.engage()
         self.host(HOME)
-        self.storm = Storm(self, plan.faults.lasting)
+        self.storm = Storm(self, plan.lasting)
 
     def __enter__(self) -> World:
         return self
@@ -285,7 +284,7 @@ class World:
         if not self._real_sockets:
             yield self._fence
         yield self._clients
-        if any(isinstance(fault, QueueFull) for fault in self.plan.faults.lasting):
+        if any(isinstance(fault, QueueFull) for fault in self.plan.lasting):
             yield self.queues
         # The last, because modules that the others import may draw random numbers.
         yield self._time_and_chance

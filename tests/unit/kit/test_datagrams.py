@@ -16,7 +16,6 @@ from tinyllm.testing.faults import (
     At,
     DuplicateChunk,
     Fault,
-    FaultPlan,
     Jitter,
     Latency,
     LostPacket,
@@ -66,9 +65,7 @@ async def an_inbox(**settings: Any) -> Inbox:
 def plan_of(*faults: Fault) -> WorldPlan:
     """Fault number n strikes datagram number n to the host `db`."""
     return WorldPlan(
-        faults=FaultPlan(
-            calls=tuple(At(point="datagram db", number=number, fault=fault) for number, fault in enumerate(faults))
-        )
+        strikes=tuple(At(point="datagram db", number=number, fault=fault) for number, fault in enumerate(faults))
     )
 
 
@@ -250,7 +247,7 @@ def test_a_connected_socket_hears_after_a_round_trip_that_nobody_is_there(lastin
         await asyncio.sleep(1)
         return here.log, here.times
 
-    with World(WorldPlan(faults=FaultPlan(lasting=lasting)), latency_ms=10) as world:
+    with World(WorldPlan(lasting=lasting), latency_ms=10) as world:
         world.host("db")
 
         assert seen == world.run(main)
@@ -264,7 +261,7 @@ def test_within_a_host_no_datagram_is_lost():
         await there.heard.wait()
         return there.log
 
-    with World(WorldPlan(faults=FaultPlan(lasting=(PacketLoss(percent=100),)))) as world:
+    with World(WorldPlan(lasting=(PacketLoss(percent=100),))) as world:
         world.advance(0)
 
         assert [b"ping"] == world.run(main)
@@ -333,7 +330,7 @@ def test_a_reordered_datagram_comes_after_the_next_one():
 
 
 def test_healing_lets_a_datagram_go_that_waits_to_be_overtaken():
-    plan = WorldPlan(faults=FaultPlan(calls=(At(point="datagram", number=1, fault=ReorderedChunks()),)))
+    plan = WorldPlan(strikes=(At(point="datagram", number=1, fault=ReorderedChunks()),))
 
     assert ([b"first"], [0.01]) == arrived(plan)
     assert ([b"first", b"second"], [0.01, 0.2]) == arrived(plan, heal=True)
@@ -341,11 +338,11 @@ def test_healing_lets_a_datagram_go_that_waits_to_be_overtaken():
 
 @pytest.mark.parametrize("fault", [Partition(), Partition(one_way=True), PacketLoss(percent=100)])
 def test_what_does_not_pass_the_link_vanishes(fault):
-    assert ([], []) == arrived(WorldPlan(faults=FaultPlan(lasting=(fault,))))
+    assert ([], []) == arrived(WorldPlan(lasting=(fault,)))
 
 
 def test_a_partition_that_ends_lets_the_next_datagram_pass():
-    plan = WorldPlan(faults=FaultPlan(lasting=(Partition(duration_ms=50),)))
+    plan = WorldPlan(lasting=(Partition(duration_ms=50),))
 
     assert ([b"second"], [0.11]) == arrived(plan)
 
@@ -353,7 +350,7 @@ def test_a_partition_that_ends_lets_the_next_datagram_pass():
 def test_jitter_delays_datagrams_each_on_its_own():
     orders = set()
     for seed in range(20):
-        plan = WorldPlan(faults=FaultPlan(lasting=(Jitter(delay_ms=1_000),)), seed=seed)
+        plan = WorldPlan(lasting=(Jitter(delay_ms=1_000),), seed=seed)
         orders.add(tuple(arrived(plan)[0]))
 
     assert {(b"first", b"second"), (b"second", b"first")} == orders

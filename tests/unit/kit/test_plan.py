@@ -15,7 +15,6 @@ from tinyllm.testing.faults import (
     At,
     Crash,
     FaultError,
-    FaultPlan,
     Lasting,
     Latency,
     OnCall,
@@ -66,22 +65,37 @@ def test_every_setting_of_every_fault_refuses_what_it_cannot_be(kind):
 
 
 @pytest.mark.parametrize(
-    ("make", "why"),
+    ("kind", "settings", "why"),
     [
-        (lambda: At(point="lunch", fault=Refused()), "point begins with one of request, .*, not 'lunch'"),
-        (lambda: At(point=7, fault=Refused()), "point begins with"),
-        (lambda: At(point="read db", fault=Refused()), "'refused' strikes at request or connection, not at 'read'"),
-        (lambda: At(point="request", fault=Crash()), "is no fault of one moment"),
-        (lambda: At(point="request", number=-1, fault=Refused()), "number is a whole number"),
-        (lambda: Partition(hosts=()), "has one host at least"),
-        (lambda: Partition(hosts=("a", "b"), others=("b",)), "'b' on both sides"),
-        (lambda: Partition(hosts=("a",), one_way=1), "one_way is true or false"),
-        (lambda: WorldPlan(faults=FaultPlan(calls=(OnCall(run=0, node="n", fault=Refused()),))), "takes At"),
+        (At, {"point": "lunch", "fault": Refused()}, "point begins with one of request, .*, not 'lunch'"),
+        (At, {"point": 7, "fault": Refused()}, "point begins with"),
+        (At, {"point": "read db", "fault": Refused()}, "'refused' strikes at request or connection, not at 'read'"),
+        (At, {"point": "request", "fault": Crash()}, "is no fault of one moment"),
+        (At, {"point": "request", "number": -1, "fault": Refused()}, "number is a whole number"),
+        (Partition, {"hosts": ()}, "has one host at least"),
+        (Partition, {"hosts": ("a", "b"), "others": ("b",)}, "'b' on both sides"),
+        (Partition, {"hosts": ("a",), "one_way": 1}, "one_way is true or false"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_its_reason(make, why):
+def test_what_makes_no_sense_is_refused_with_its_reason(kind, settings, why):
     with pytest.raises(FaultError, match=why):
-        make()
+        kind(**settings)
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        ({"strikes": (OnCall(run=0, node="n", fault=Refused()),)}, "strikes has OnCall.*, which is no At"),
+        ({"strikes": [At(point="request", fault=Refused())]}, "strikes is a tuple of At"),
+        ({"lasting": (Refused(),)}, "lasting has .*, which is no Lasting"),
+        ({"schedule": ((0, 1),)}, "schedule has .*, which is no Hold"),
+        ({"seed": 1.0}, "seed is a value of type int"),
+        ({"external_only": 0}, "external_only is a value of type bool"),
+    ],
+)
+def test_parts_of_another_type_are_refused(parts, why):
+    with pytest.raises(PlanError, match=why):
+        WorldPlan(**parts)
 
 
 @given(plan=drawn)
@@ -99,9 +113,11 @@ def test_the_plainest_plan_prints_plainly():
     "change",
     [
         {"schedule": [{"gap": 99, "level": 0}]},
-        {"faults": {"calls": [{"point": "request", "number": 0, "fault": "lunch"}], "lasting": []}},
-        {"faults": {"calls": [], "lasting": [{"fault": "refused"}]}},
-        {"faults": {"calls": []}},
+        {"strikes": [{"point": "request", "number": 0, "fault": "lunch"}]},
+        {"strikes": [{"point": "request", "fault": "refused"}]},
+        {"strikes": None},
+        {"lasting": [{"fault": "refused"}]},
+        {"lasting": 3},
         {"seed": "1"},
         {"seed": True},
         {"external_only": 1},
@@ -135,19 +151,19 @@ def test_the_simplest_plan_keeps_what_the_failure_needs_and_nothing_else():
     needed = At(point="request", number=2, fault=Reset())
     plan = WorldPlan(
         schedule=(Hold(1, 3), Hold(0, 8)),
-        faults=FaultPlan(calls=(At(point="request", fault=Refused()), needed), lasting=(Crash(host="db"),)),
+        strikes=(At(point="request", fault=Refused()), needed), lasting=(Crash(host="db"),),
         seed=7,
     )
 
     def fails(candidate):
-        return needed in candidate.faults.calls and any(hold.level >= 8 for hold in candidate.schedule)
+        return needed in candidate.strikes and any(hold.level >= 8 for hold in candidate.schedule)
 
     # The hold stays at the wake-up that it met, which the dropped one let pass.
-    assert WorldPlan(schedule=(Hold(2, 8),), faults=FaultPlan(calls=(needed,))) == simplest_plan(plan, fails)
+    assert WorldPlan(schedule=(Hold(2, 8),), strikes=(needed,)) == simplest_plan(plan, fails)
 
 
 def test_lengths_get_smaller_as_far_as_the_failure_allows():
-    slow = WorldPlan(faults=FaultPlan(calls=(At(point="request", fault=Latency(delay_ms=60_000)),)))
+    slow = WorldPlan(strikes=(At(point="request", fault=Latency(delay_ms=60_000)),))
 
     def fails(candidate):
         return any(call.fault.delay_ms >= 500 for call in candidate.strikes)
@@ -157,8 +173,12 @@ def test_lengths_get_smaller_as_far_as_the_failure_allows():
 
 def test_no_more_plans_are_tried_than_allowed():
     tried = []
-    plan = WorldPlan(schedule=(Hold(0, 3),) * 10)
-    simplest_plan(plan, lambda candidate: tried.append(candidate) or False, tries=5)
+
+    def holds(candidate):
+        tried.append(candidate)
+        return False
+
+    simplest_plan(WorldPlan(schedule=(Hold(0, 3),) * 10), holds, tries=5)
     assert 5 == len(tried)
 
 
@@ -193,7 +213,7 @@ def test_a_family_that_is_not_wanted_is_not_drawn(family):
 
     @given(plans.worlds(hosts=("a",), families=wanted))
     def check(plan):
-        assert all(fault.family != family for fault in plan.faults.lasting)
+        assert all(fault.family != family for fault in plan.lasting)
         assert all(call.fault.family != family for call in plan.strikes)
 
     check()
@@ -201,7 +221,7 @@ def test_a_family_that_is_not_wanted_is_not_drawn(family):
 
 @given(plans.worlds())
 def test_without_named_hosts_no_host_is_taken_down_or_cut_off(plan):
-    for fault in plan.faults.lasting:
+    for fault in plan.lasting:
         assert not isinstance(fault, Partition)
         assert getattr(fault, "host", "local") == "local"
         assert fault.name not in {"crash", "restart", "pause", "host down", "torn write"}
@@ -224,9 +244,11 @@ def test_worlds_shrink_to_the_plainest_and_before_that_to_one_thing():
     chosen = settings(max_examples=2_000, database=None, deadline=None, derandomize=True)
     assert WorldPlan() == find(drawn, lambda plan: True, settings=chosen)
     assert 1 == find(drawn, lambda plan: plan.schedule, settings=chosen).decisions
-    refused = find(drawn, lambda plan: any(isinstance(call.fault, ServerError) for call in plan.strikes), settings=chosen)
-    assert () == refused.schedule
-    assert 1 == len(refused.faults)
+
+    def struck(plan):
+        return any(isinstance(at.fault, ServerError) for at in plan.strikes)
+
+    assert 1 == find(drawn, struck, settings=chosen).decisions
 
 
 @given(plan=drawn)

@@ -10,7 +10,7 @@ HEAD = """
 import asyncio
 import pytest
 from hypothesis import given, settings, strategies as st
-from tinyllm.testing.faults import At, Cancelled, FaultPlan
+from tinyllm.testing.faults import At, Cancelled
 from tinyllm.testing.plan import WorldPlan
 from tinyllm.testing.schedule import Hold
 from tinyllm_strategies import worlds
@@ -138,7 +138,7 @@ async def test_adds(extra, world):
 def test_a_failure_without_given_tells_its_story_too(run):
     result = run(
         """
-@pytest.mark.simulated(plan=WorldPlan(faults=FaultPlan(calls=(At(point="await", fault=Cancelled()),))))
+@pytest.mark.simulated(plan=WorldPlan(strikes=(At(point="await", fault=Cancelled()),)))
 async def test_times_out(world):
     await world.may_time_out(asyncio.sleep(1))
 """

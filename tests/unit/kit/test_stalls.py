@@ -194,7 +194,9 @@ def test_without_stalls_a_hold_of_one_timer_turns_two_of_one_moment_around():
     assert [0.001, 0.001, 0.002] == [at for _, at in log]
 
 
-@pytest.mark.parametrize(("level", "ms"), [(0, 0.001), (6, 0.064), (7, 1), (8, 10), (9, 100), (10, 1_000), (11, 10_000)])
+@pytest.mark.parametrize(
+    ("level", "ms"), [(0, 0.001), (6, 0.064), (7, 1), (8, 10), (9, 100), (10, 1_000), (11, 10_000)]
+)
 def test_a_stall_lasts_a_microsecond_for_each_step_or_the_time_of_its_hold(level, ms):
     log, _ = order_of((Hold(gap=2, level=level),), 0.5)
     assert [(0.5, round(0.5 + ms / 1e3, 9))] == log

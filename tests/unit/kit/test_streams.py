@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyllm.testing.faults import At, FaultPlan, Jitter, Latency, PacketLoss, Partition, SlowDrip, SlowLink
+from tinyllm.testing.faults import At, Jitter, Latency, PacketLoss, Partition, SlowDrip, SlowLink
 from tinyllm.testing.links import Links
 from tinyllm.testing.loop import OWNER, FencedError, SimulatedLoop
 from tinyllm.testing.plan import WorldPlan
@@ -528,7 +528,7 @@ def test_jitter_never_lets_data_overtake():
         writer.close()
         return data
 
-    plan = WorldPlan(faults=FaultPlan(lasting=(Jitter(), PacketLoss(percent=30))))
+    plan = WorldPlan(lasting=(Jitter(), PacketLoss(percent=30)))
     with World(plan) as world:
         world.host("db").start(serve_echo)
 
@@ -990,20 +990,20 @@ def test_open_connections_tell_who_opened_them_and_go_when_both_ends_have_closed
 
 
 @pytest.mark.parametrize(
-    "faults",
+    "plan",
     [
-        FaultPlan(lasting=(Partition(),)),
-        FaultPlan(calls=(At(point="lookup", number=0, fault=Latency(delay_ms=5_000)),)),
-        FaultPlan(calls=(At(point="connection", number=0, fault=Latency(delay_ms=5_000)),)),
+        WorldPlan(lasting=(Partition(),)),
+        WorldPlan(strikes=(At(point="lookup", number=0, fault=Latency(delay_ms=5_000)),)),
+        WorldPlan(strikes=(At(point="connection", number=0, fault=Latency(delay_ms=5_000)),)),
     ],
 )
-def test_a_connect_that_is_cancelled_leaves_nothing(faults):
+def test_a_connect_that_is_cancelled_leaves_nothing(plan):
     async def main() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
                 await asyncio.open_connection("db", 80)
 
-    with World(WorldPlan(faults=faults)) as world:
+    with World(plan) as world:
         world.host("db").start(serve_echo)
         world.run(main)
 
@@ -1141,7 +1141,7 @@ def storms(draw: st.DrawFn) -> WorldPlan:
     faults = st.sampled_from([None, SlowDrip(delay_ms=20, size_bytes=97), Latency(delay_ms=1_500)])
     fault = draw(faults)
     calls = () if fault is None else (At(point="connection db", number=0, fault=fault),)
-    return WorldPlan(faults=FaultPlan(calls=calls, lasting=tuple(lasting)), seed=draw(st.integers(0, 9)))
+    return WorldPlan(strikes=calls, lasting=tuple(lasting), seed=draw(st.integers(0, 9)))
 
 
 sizes = st.one_of(st.integers(0, 300), st.integers(0, 20_000))

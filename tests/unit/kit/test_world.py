@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tinyllm.testing.chronicle import WorldError
-from tinyllm.testing.faults import AnswerLost, At, Cancelled, Crash, FaultPlan, Partition, Pause, Refused, ToolRaises
+from tinyllm.testing.faults import AnswerLost, At, Cancelled, Crash, Partition, Pause, Refused, ToolRaises
 from tinyllm.testing.loop import FencedError, LivelockError, StuckError
 from tinyllm.testing.plan import WorldPlan
 from tinyllm.testing.schedule import Hold
@@ -21,7 +21,7 @@ from tinyllm.testing.world import World
 
 
 def striking(*calls, lasting=()):
-    return WorldPlan(faults=FaultPlan(calls=calls, lasting=tuple(lasting)))
+    return WorldPlan(strikes=calls, lasting=tuple(lasting))
 
 
 # --- running ---------------------------------------------------------------------------------------------
@@ -75,7 +75,8 @@ def test_unpatched_a_program_keeps_its_own_clock_and_chance():
 def test_any_httpx_client_inside_reaches_the_world_and_none_a_real_socket():
     async def main():
         async with httpx.AsyncClient() as client:
-            answer = await client.post("http://llm:11434/api/generate", json={"model": "m", "prompt": "q", "stream": False})
+            body = {"model": "m", "prompt": "q", "stream": False}
+            answer = await client.post("http://llm:11434/api/generate", json=body)
         return answer.json()["response"]
 
     with World() as world:
@@ -272,7 +273,7 @@ def test_after_the_storm_the_world_is_healed_and_comes_to_rest():
         async with httpx.AsyncClient() as client:
             return (await client.get("http://llm/api/tags")).status_code
 
-    plan = WorldPlan(faults=FaultPlan(calls=tuple(At(point="request", number=n, fault=Refused()) for n in range(9))))
+    plan = WorldPlan(strikes=tuple(At(point="request", number=n, fault=Refused()) for n in range(9)))
     with World(plan) as world:
         world.host("llm", OllamaServer(answers=[]))
         world.run(main)
@@ -363,9 +364,7 @@ def test_the_chronicle_tells_what_was_asked_what_struck_and_what_was_held():
 
     plan = WorldPlan(
         schedule=(Hold(0, 8),),
-        faults=FaultPlan(
-            calls=(At(point="request llm", number=1, fault=Refused()),), lasting=(Pause(host="db", duration_ms=5),)
-        ),
+        strikes=(At(point="request llm", number=1, fault=Refused()),), lasting=(Pause(host="db", duration_ms=5),),
     )
     with World(plan) as world:
         world.host("llm", OllamaServer(answers=[]))

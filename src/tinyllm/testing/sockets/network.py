@@ -59,7 +59,6 @@ class SocketNetwork:
             raise ValueError(f"window_bytes must be 1 or more, not {window_bytes}")
         self._loop = loop
         self._points = points
-        self._hosts = hosts
         self._wire = Wire(loop, links, _context_of_nobody(), window_bytes)
         self._names = Names(self._wire, points, hosts)
         self._datagrams = Datagrams(self._wire, points, self._names)
@@ -185,11 +184,6 @@ class SocketNetwork:
 
     def _forget(self, connection: Connection) -> None:
         self._live.pop(connection.number, None)
-
-    def listens(self, host: str, port: int) -> bool:
-        """Whether somebody would accept a connection to that port of *host* now."""
-        machine = self._hosts.get(host)
-        return machine is not None and self._listener(host, (machine.address, port)) is not None
 
     def _listener(self, host: str, to: SocketAddress) -> Listener | None:
         """Who listens at an address of *host*."""
