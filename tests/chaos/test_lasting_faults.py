@@ -359,6 +359,30 @@ def test_memory_pressure_refuses_what_goes_beyond_the_budget_until_it_ends():
         memory.allocate(1_000_000)
 
 
+def test_under_memory_pressure_receive_windows_shrink_until_it_ends():
+    async def reads_nothing(reader, writer):
+        await asyncio.Event().wait()
+
+    async def serves():
+        server = await asyncio.start_server(reads_nothing, "db", 7, limit=1)
+        await server.serve_forever()
+
+    async def unsent(world):
+        _, writer = await asyncio.open_connection("db", 7)
+        writer.write(b"x" * 10_000)
+        await asyncio.sleep(1)
+        size_bytes = writer.transport.get_write_buffer_size()
+        writer.transport.abort()
+        return size_bytes
+
+    with world_with(MemoryPressure(host="db", budget_bytes=1_000, start_ms=1, duration_ms=10_000)) as world:
+        world.host("db").start(serves)
+        world.advance(1)
+        assert 8_000 <= world.run(unsent, world) <= 9_000
+        world.advance(10_000)
+        assert 0 == world.run(unsent, world)
+
+
 @about(CpuSaturation)
 def test_on_a_saturated_host_steps_take_time_until_it_ends():
     async def main():

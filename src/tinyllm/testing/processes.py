@@ -218,6 +218,8 @@ class Host:
         self._loop = loop
         self._governor = governor
         self.process = Process(self, 1)
+        #: How many bytes its kernel takes for a reader that does not read, if less than others.
+        self.window_bytes: int | None = None
         self.on_crash: list[Callable[[Process], None]] = []
         self._programs: list[tuple[Program, tuple[Any, ...], str | None]] = []
 

@@ -138,6 +138,7 @@ def begin(world: World, fault: LastingFault) -> None:
             host.clock.drift(ppm)
         case MemoryPressure(budget_bytes=budget_bytes):
             host.memory.shrink(budget_bytes)
+            host.window_bytes = budget_bytes
         case QueueFull():
             world.queues.fill(host.name)
 
@@ -164,5 +165,6 @@ def end(world: World, fault: LastingFault) -> None:
             host.clock.correct()
         case MemoryPressure():
             host.memory.restore()
+            host.window_bytes = None
         case QueueFull():
             world.queues.drain(host.name)

@@ -59,7 +59,9 @@ class SocketNetwork:
             raise ValueError(f"window_bytes must be 1 or more, not {window_bytes}")
         self._loop = loop
         self._points = points
-        self._wire = Wire(loop, links, _context_of_nobody(), window_bytes)
+        self._window_bytes = window_bytes
+        self._hosts = hosts
+        self._wire = Wire(loop, links, _context_of_nobody(), self._window_of)
         self._names = Names(self._wire, points, hosts)
         self._datagrams = Datagrams(self._wire, points, self._names)
         self._listeners: dict[tuple[str, int], list[Listener]] = {}
@@ -181,6 +183,13 @@ class SocketNetwork:
                 raise os_error(error.errno or 0, f"Connect call failed {to}") from None
             raise
         return client
+
+    def _window_of(self, host: str) -> int:
+        """The receive window of *host*: one byte at least, or nothing would ever arrive."""
+        machine = self._hosts.get(host)
+        if machine is None or machine.window_bytes is None:
+            return self._window_bytes
+        return max(1, min(self._window_bytes, machine.window_bytes))
 
     def _forget(self, connection: Connection) -> None:
         self._live.pop(connection.number, None)

@@ -47,12 +47,15 @@ Segment = bytes | Signal
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """What all connections of a world have in common. In `context` happens what no process does."""
+    """What all connections of a world have in common. In `context` happens what no process does.
+
+    `window_of` tells how many bytes the kernel of a host takes for a reader that does not read.
+    """
 
     loop: SimulatedLoop
     links: Links
     context: Context
-    window_bytes: int
+    window_of: Callable[[str], int]
 
     def later(self, delay_ns: int, call: Callable[[], None], context: Context | None = None) -> Runnable:
         """Call *call* in *delay_ns*, as something that comes from outside."""
@@ -109,7 +112,7 @@ class Pipe:
     @property
     def room_bytes(self) -> int:
         """How many bytes may be sent now."""
-        return self._wire.window_bytes - self.unread_bytes
+        return self._wire.window_of(self.target) - self.unread_bytes
 
     def send(self, segment: Segment, extra_ns: int = 0) -> None:
         """Send *segment*, which takes *extra_ns* longer than the link says. Does nothing when closed."""
