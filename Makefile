@@ -23,7 +23,7 @@ PYTEST = TINYLLM_PROFILE=$(TINYLLM_PROFILE) $(BIN)/python -P -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help check test test-unit test-chaos test-stress test-cov test-cov-gate lint types lock bench \
+.PHONY: help check test test-unit test-chaos test-stress test-integration test-cov test-cov-gate lint types lock bench \
 	bench-simulation tox clean
 # pytest starts three times slower when it cannot keep its rewritten modules.
 unexport PYTHONDONTWRITEBYTECODE
@@ -41,11 +41,12 @@ test: .venv/test.stamp  ## all tests, profile ci; options in PYTEST_ARGS="-n 2 -
 	@$(PYTEST) $(if $(COV),--cov --cov-report= --cov-fail-under=0) $(PYTEST_ARGS) || \
 		{ code=$$?; echo "pytest: exit code $$code (make turns it into 2)" >&2; exit $$code; }
 
-test-unit test-chaos test-stress: test-%: .venv/test.stamp
+test-unit test-chaos test-stress test-integration: test-%: .venv/test.stamp
 	@$(PYTEST) tests/$* $(PYTEST_ARGS)
 test-unit:  ## tests/unit
 test-chaos:  ## tests/chaos
 test-stress:  ## tests/stress
+test-integration:  ## tests/integration: real servers, behind a proxy and between network namespaces
 
 test-cov: .venv/test.stamp  ## all tests with a coverage report on the terminal, in htmlcov/ and in coverage.xml
 	@$(PYTEST) --cov --cov-report=term-missing --cov-report=html --cov-report=xml --cov-fail-under=0 $(PYTEST_ARGS)
