@@ -128,6 +128,7 @@ class SimulatedLoop(ReportingLoop):
         #: How many batches of callbacks were begun: between two of them asyncio looks at its timers.
         self.batch = 0
         self._in_front = 0
+        self._batch_left: int | None = None
         #: Whether the clock has moved and no step of the program has run since.
         self._just_woke = False
         self.next_task_number = count(1).__next__
@@ -499,8 +500,8 @@ class SimulatedLoop(ReportingLoop):
             if handle.task is not None:
                 self._ready_wakeups -= 1
                 if holds.upcoming is not None and handle.eligible and self._holds_back(handle):
-                    todo += self._in_front
-                    self._in_front = 0
+                    if self._batch_left is not None:
+                        todo, self._batch_left = self._batch_left, None
                     continue
                 self._task_steps += 1
             if handle._cancelled:
@@ -587,7 +588,8 @@ class SimulatedLoop(ReportingLoop):
             others = list(self._ready)
             self._ready.clear()
             self._ready_due_timers()
-            self._in_front += len(self._ready) + 1
+            # They are a batch of their own; the task goes on in the next, with those that they wake.
+            self._batch_left = len(self._ready)
             self._ready_wakeups += 1
             self._ready.append(handle)
             self._ready.extend(others)

@@ -190,13 +190,17 @@ class Governor:
         asyncio collects the timers that are due between two batches, behind what the steps of the batch before
         made ready. One that wakes up late collects them before it wakes any task.
         """
-        if process.late or not process.rest:
-            batch = [*process.timers, *process.rest] if process.late else [*process.following, *process.timers]
+        if process.late:
+            # Those in the rest were woken by timers of the same moment, and go on with what these wake now.
+            batch = list(process.timers)
+            process.following.extendleft(reversed(process.rest))
             process.timers.clear()
-            if not process.late:
-                process.following.clear()
-        else:
+        elif process.rest:
             batch = list(process.rest)
+        else:
+            batch = [*process.following, *process.timers]
+            process.following.clear()
+            process.timers.clear()
         process.late = False
         process.rest.clear()
         process.granted = len(batch)
