@@ -5,12 +5,13 @@ Nothing of TinyLLM is imported before a test needs it, so that it costs nobody e
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 
 _MARK = "simulated"
+_OPTIONS = {"plan", "latency_ms", "max_steps", "max_still_steps", "patched", "real_sockets"}
 _USAGE = (
     "simulated(plan=WorldPlan(), **options): run this `async def` test in a simulated world; an argument that is a "
     "WorldPlan, drawn by `@given(world=worlds())` for example, decides it, and the test gets the World in its place"
@@ -21,31 +22,42 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _USAGE)
 
 
-@pytest.fixture
-def world(request: pytest.FixtureRequest) -> Iterator[Any]:
+@pytest.fixture(scope="session")
+def world() -> Any:
     """The simulated world that the test runs in. In a test without the mark: a world to call `run` on."""
+    # Each test, and each example of one, gets a world of its own in the place of this: see pytest_pyfunc_call.
     from tinyllm.testing.plan import WorldPlan
-    from tinyllm.testing.world import World
 
-    marker = request.node.get_closest_marker(_MARK)
-    if marker is not None:
-        yield marker.kwargs.get("plan", WorldPlan())
-        return
-    with World() as made:
-        yield made
+    return WorldPlan()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     marker = pyfuncitem.get_closest_marker(_MARK)
-    if marker is None:
-        return (yield)
+    if marker is not None:
+        return (yield from _run_simulated(pyfuncitem, marker))
+    if "world" in pyfuncitem.funcargs and _is_plan(pyfuncitem.funcargs["world"]):
+        from tinyllm.testing.world import World
+
+        with World() as pyfuncitem.funcargs["world"]:
+            return (yield)
+    return (yield)
+
+
+def _is_plan(value: object) -> bool:
+    """Whether *value* is a WorldPlan, asked without importing anything for those who have none."""
+    return type(value).__module__ == "tinyllm.testing.plan"
+
+
+def _run_simulated(pyfuncitem: pytest.Function, marker: pytest.Mark) -> Generator[None, object, object]:
     from tinyllm.testing.simulated import SimulatedTest
 
     outer = pyfuncitem.obj
     drawn = getattr(outer, "hypothesis", None)
     test = outer if drawn is None else drawn.inner_test
     _require_good_use(test, pyfuncitem.nodeid, marker)
+    if "world" in pyfuncitem.funcargs and "plan" in marker.kwargs:
+        pyfuncitem.funcargs["world"] = marker.kwargs["plan"]
     # Parameters are values, and can be given to a second life; what fixtures made, an earlier life may have changed.
     values = {"world", *getattr(getattr(pyfuncitem, "callspec", None), "params", ())}
     shared = pyfuncitem.funcargs.keys() - values
@@ -58,7 +70,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         drawn.inner_test = run
     try:
         return (yield)
-    except Exception as error:
+    except BaseException as error:
         simulated.explain(error)
         raise
     finally:
@@ -80,6 +92,8 @@ def _require_good_use(test: Any, name: str, marker: pytest.Mark) -> None:
     plan = marker.kwargs.get("plan", WorldPlan())
     if not isinstance(plan, WorldPlan):
         pytest.fail(f"{name}: plan is a WorldPlan, not {plan!r}")
+    if unknown := sorted(marker.kwargs.keys() - _OPTIONS):
+        pytest.fail(f"{name}: the mark takes {', '.join(sorted(_OPTIONS))}, not {unknown[0]}")
 
 
 def _plain(simulated: Any, test: Any) -> Any:
@@ -90,6 +104,5 @@ def _plain(simulated: Any, test: Any) -> Any:
     def run(*args: Any, **kwargs: Any) -> None:
         simulated(*args, **kwargs)
 
-    # Whoever asks whether this is a coroutine function must not find the one inside.
-    del run.__wrapped__
+    # `__wrapped__` stays: Hypothesis knows a test by the source that it leads to.
     return run

@@ -1,7 +1,8 @@
 """Hypothesis strategies for everything TinyLLM is made of. Everything that imports Hypothesis lives here."""
 
 from tinyllm_strategies.answers import answers_for, model_answers
-from tinyllm_strategies.explore import Exploration, Finding, explore
+from tinyllm_strategies.chaos import chaos_injectors
+from tinyllm_strategies.explore import Exploration, explore
 from tinyllm_strategies.faults import fault_plans, host_downs
 from tinyllm_strategies.graphs import graphs
 from tinyllm_strategies.messages import json_values, messages, payloads, tasks
@@ -11,8 +12,8 @@ from tinyllm_strategies.schedules import schedules
 
 __all__ = [
     "Exploration",
-    "Finding",
     "answers_for",
+    "chaos_injectors",
     "executor_configs",
     "explore",
     "fault_plans",

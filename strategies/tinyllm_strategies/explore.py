@@ -4,44 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Flaky
 
-from tinyllm.testing.chronicle import Chronicle
 from tinyllm.testing.faults import FAMILIES
-from tinyllm.testing.lives import Body, Life, NotDeterministicError, canonical, live, live_twice, reachable
+from tinyllm.testing.lives import (
+    DETERMINISM_SHARE,
+    Body,
+    Finding,
+    Life,
+    NotDeterministicError,
+    finding,
+    live,
+    live_twice,
+)
 from tinyllm.testing.plan import WorldPlan
-from tinyllm.testing.telling import tell
 from tinyllm_strategies.plans import worlds
 
 __all__ = ["Exploration", "Finding", "explore"]
 
-#: One life in so many is lived twice, to see that it is the same life.
-DETERMINISM_SHARE = 20
-#: Steps of one life; a program that is stuck in a loop is told after these.
-STEPS_MAX = 20_000
+#: Steps of one life, and of one moment of it: a program that does not end is told after so many.
+STEPS_MAX: Final = 200_000
+STILL_STEPS_MAX: Final = 20_000
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The simplest life that was found to fail. `reachable`: stock asyncio could fail so too."""
-
-    error: Exception
-    chronicle: Chronicle
-    reachable: bool
-
-    @property
-    def plan(self) -> WorldPlan:
-        return self.chronicle.plan
-
-    @cached_property
-    def story(self) -> str:
-        """What failed, what was given, what happened, and how to live it again."""
-        failed = f"{type(self.error).__name__}: {self.error}"
-        return f"{failed}\n\n{tell(self.chronicle, reachable=self.reachable)}"
+class _Broken(Exception):
+    """A life failed. What it raised is its cause: not everything that a program raises passes through Hypothesis."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +42,16 @@ class Exploration:
     finding: Finding | None
     examples: int
     shrinks: int
+
+
+@cache
+def _broken_by(kind: type[BaseException]) -> type[_Broken]:
+    return type(f"Broken[{kind.__qualname__}]", (_Broken,), {})
+
+
+def _kind_of(error: BaseException) -> type[_Broken]:
+    """A kind of its own for each type of error, so that shrinking does not slip from one to another."""
+    return _broken_by(type(error))
 
 
 def explore(
@@ -63,6 +64,7 @@ def explore(
     external_only: bool = True,
     timed: bool = True,
     max_steps: int = STEPS_MAX,
+    max_still_steps: int = STILL_STEPS_MAX,
     **how: Any,
 ) -> Exploration:
     """Live `body(world)` on drawn worlds until it fails: raises, gets stuck, or leaves something wrong behind.
@@ -73,7 +75,10 @@ def explore(
     Raises:
         NotDeterministicError: one plan gave two different lives.
     """
-    how["max_steps"] = max_steps
+    if not callable(body):
+        getattr(body, "close", dict)()  # a coroutine that nobody will await
+        raise TypeError(f"explore takes a coroutine function of one world, not {body!r}")
+    how |= {"max_steps": max_steps, "max_still_steps": max_still_steps}
     examples = shrinks = 0
     failed: list[Life] = []
     escaped: list[NotDeterministicError] = []
@@ -94,7 +99,7 @@ def explore(
             raise
         if life.error is not None:
             failed.append(life)
-            raise life.error
+            raise _kind_of(life.error)(str(life.error)) from life.error
 
     chosen = settings(
         max_examples=max_examples,
@@ -110,16 +115,6 @@ def explore(
         seed(seed_number)(chosen(given(strategy)(example)))()
     except Flaky as error:
         raise escaped[0] if escaped else NotDeterministicError(f"one plan, two lives: {error}") from error
-    except Exception as error:
-        if not failed or error is not failed[-1].error:
-            raise
-        return Exploration(_finding(failed[-1], body, how), examples, shrinks)
+    except _Broken:
+        return Exploration(finding(failed[-1], body, **how), examples, shrinks)
     return Exploration(None, examples, shrinks)
-
-
-def _finding(life: Life, body: Body, how: dict[str, Any]) -> Finding:
-    assert life.error is not None
-    plan = canonical(life.chronicle.plan, body, life.error, **how)
-    simplest = live_twice(plan, body, **how)
-    error = simplest.error or life.error
-    return Finding(error, simplest.chronicle, reachable(plan, body, error, **how))

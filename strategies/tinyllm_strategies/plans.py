@@ -78,7 +78,7 @@ from tinyllm.testing.faults import (
     WrongType,
 )
 from tinyllm.testing.plan import WorldPlan
-from tinyllm.testing.schedule import decode
+from tinyllm.testing.schedule import Schedule, decode
 
 __all__ = ["decode_lasting", "decode_strikes", "worlds"]
 
@@ -171,6 +171,8 @@ LASTING_BYTES: Final = 3
 
 _BYTES = st.binary(max_size=STRIKES_MAX)
 _LASTING = st.binary(max_size=LASTING_MAX * LASTING_BYTES)
+#: How many wake-ups pass before the schedule begins: long programs have their races late.
+_FIRST = st.sampled_from((0,) * 16 + tuple(range(8, 257, 8)))
 #: Which await of a task that may be cancelled is its last, apart from the other faults: only such tasks have any.
 _CANCELS = st.sampled_from((None, None, None, None, 0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15))
 #: What is left of each byte of a schedule: few programs are long enough for gaps of up to 15.
@@ -198,6 +200,9 @@ def worlds(
     Raises:
         FaultError: no such family.
     """
+    for name, value in (("hosts", hosts), ("families", families)):
+        if isinstance(value, str):
+            raise FaultError(f"{name} are several names, ({value!r},) for example, not one text")
     for family in families:
         if family not in FAMILIES:
             raise FaultError(f"there is no family {family!r}; there are {', '.join(FAMILIES)}")
@@ -225,17 +230,22 @@ def _worlds(
     present = draw(swarms)
     # Drawn in any case: of two branches the one with fewer choices would count as simpler.
     schedule, gaps, strikes, rate, lasting = draw(holds), draw(_GAPS), draw(_BYTES), draw(_RATES), draw(_LASTING)
-    cancelled = draw(cancels)
+    cancelled, late = draw(cancels), draw(_FIRST)
     calls = decode_strikes(strikes, families=present, rate=rate)
     if cancelled is not None:
         calls = (At(point="await", number=cancelled, fault=Cancelled()), *calls)
     return WorldPlan(
-        schedule=decode(bytes(byte & gaps for byte in schedule), timed=timed),
+        schedule=_postponed(decode(bytes(byte & gaps for byte in schedule), timed=timed), late),
         strikes=calls,
         lasting=decode_lasting(lasting, families=present, hosts=hosts),
         seed=draw(_SEEDS),
         external_only=external_only,
     )
+
+
+def _postponed(schedule: Schedule, late: int) -> Schedule:
+    """*schedule* with so many more wake-ups in front of its first hold."""
+    return (replace(schedule[0], gap=schedule[0].gap + late), *schedule[1:]) if schedule and late else schedule
 
 
 def decode_strikes(data: bytes, *, families: tuple[str, ...], rate: float) -> tuple[At, ...]:
@@ -265,6 +275,8 @@ def decode_lasting(data: bytes, *, families: tuple[str, ...], hosts: tuple[str, 
         if kind:
             fault = kinds[(kind - 1) % len(kinds)]
             start_ms, duration_ms = TIMES[when % len(TIMES)]
+            if isinstance(fault, QueueFull) and duration_ms is None:
+                duration_ms = 1_000  # nobody can do anything about a queue that is full for ever
             more = {"choice": choice} if isinstance(fault, OfDisk) else {}
             faults.append(replace(fault, start_ms=start_ms, duration_ms=duration_ms, **more))
     return tuple(faults)

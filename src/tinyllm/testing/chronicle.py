@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from tinyllm.testing.faults import At
 from tinyllm.testing.holds import AppliedHold
 from tinyllm.testing.loop_errors import SimulationError
 from tinyllm.testing.plan import WorldPlan
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["Chronicle", "Event", "Problem", "WorldError", "events_of", "first_difference"]
 
 NS_PER_MS = 1_000_000
+#: What the world notes when it is healed.
+HEALED = "is healed"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -50,7 +53,11 @@ class WorldError(SimulationError):
 
 @dataclass(frozen=True, kw_only=True)
 class Chronicle:
-    """One life of a world. `trace` has every step that ran, if the world kept it; `left` the tasks still waiting."""
+    """One life of a world.
+
+    `left` are the tasks that were still there at its end, `missed` the faults that never struck; `trace` has
+    every step that ran, if the world kept it.
+    """
 
     plan: WorldPlan
     events: tuple[Event, ...]
@@ -58,6 +65,7 @@ class Chronicle:
     left: tuple[str, ...]
     simulated_ns: int
     steps: int
+    missed: tuple[At, ...] = ()
     trace: tuple[tuple[int, str], ...] | None = None
 
     @cached_property
@@ -87,18 +95,23 @@ class Chronicle:
 
 
 def events_of(world: World) -> tuple[Event, ...]:
-    """All that the parts of a world put down, by time; what happened at one moment in a fixed order."""
+    """All that the parts of a world put down, by time; what happened at one moment in a fixed order.
+
+    Then the healing, and whatever is noted after it, comes after all that struck before.
+    """
+    before = [note for note in world.notes if note.what != HEALED]
+    after = [note for note in world.notes if note.what == HEALED]
     events = [
-        *world.notes,
-        *(Event(at.at_ns, at.point, f"{at.fault!r} strikes, number {at.number}") for at in world.points.struck),
+        *before,
         *(Event(hold.at_ns, hold.task, _held(hold)) for hold in world.loop.applied_holds),
+        *(Event(at.at_ns, at.name, f"{at.fault!r} strikes ({at.point}, {at.number})") for at in world.points.struck),
     ]
     for name, served in world.network.servers.items():
         for request in served.requests:
             events.append(Event(request.at_ns, name, f"gets {request} from {request.source}"))
             if request.ended_ns is not None:
                 events.append(Event(request.ended_ns, name, f"{request}: status {request.status}, {request.ended}"))
-    return tuple(sorted(events, key=lambda event: event.at_ns))
+    return tuple(sorted([*events, *after], key=lambda event: event.at_ns))
 
 
 def _held(applied: AppliedHold) -> str:
@@ -106,8 +119,10 @@ def _held(applied: AppliedHold) -> str:
     if applied.kind == "steps":
         return f"is ready to go on, and held back for {hold.steps} steps of others"
     length = f"{(hold.time_ns or 0) / NS_PER_MS:g} ms" if hold.steps is None else f"{hold.steps} us"
+    if applied.kind == "late":
+        return f"comes {length} later"
     if applied.kind == "stall":
-        return f"is ready to go on, and its whole process stalls for {length}"
+        return f"is about to go on at {applied.where}, and its whole process stalls for {length}"
     return f"is ready to go on, and held back for {length}"
 
 

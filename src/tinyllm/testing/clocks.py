@@ -60,9 +60,14 @@ class WallClock:
         self._drift_began_ns = self._true_ns()
         self._ppm = ppm
 
+    def correct_drift(self) -> None:
+        """Take back what was gained or lost by drifting, and drift no longer. Jumps stay."""
+        self._drifted_ns = self._ppm = 0
+
     def correct(self) -> None:
         """Show the truth again, and keep it."""
-        self._jumped_ns = self._drifted_ns = self._ppm = 0
+        self._jumped_ns = 0
+        self.correct_drift()
 
     def _drift_ns(self) -> int:
         return self._drifted_ns + (self._true_ns() - self._drift_began_ns) * self._ppm // _PPM

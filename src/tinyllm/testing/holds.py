@@ -17,12 +17,14 @@ __all__ = ["AppliedHold", "Holds"]
 @dataclass(frozen=True, slots=True)
 class AppliedHold:
     """A hold that met the wake-up of `task` at `at_ns`: it delayed it for a number of steps or for a time, or
-    stalled its process."""
+    stalled its process. If it made something `late`, `task` is what that is. `where` is the line at
+    which a stalled task was."""
 
     at_ns: int
     task: str
     hold: Hold
-    kind: Literal["steps", "time", "stall"]
+    kind: Literal["steps", "time", "stall", "late"]
+    where: str = ""
 
 
 class Holds:

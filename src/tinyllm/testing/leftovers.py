@@ -6,7 +6,6 @@ Everything here is found by looking. What the garbage collector would find, it f
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +16,9 @@ if TYPE_CHECKING:
     from tinyllm.testing.loop import SimulatedLoop
 
 __all__ = ["bury_dead", "close_asyncgens", "end_leftovers", "report_unseen", "start_closing"]
+
+_IMMORTAL: Final[list[Any]] = []
+"""Coroutines that go on whatever is thrown into them. They are kept, because collecting one would hang Python."""
 
 _ROUNDS: Final = 8
 """How often a task that swallows its cancellation is cancelled again."""
@@ -88,29 +90,42 @@ def start_closing(loop: SimulatedLoop, agen: AsyncGenerator[Any, Any]) -> Simula
 
 def _abandon(loop: SimulatedLoop, task: SimulatedTask[Any]) -> None:
     """Report a task that would not end, and close its coroutine now rather than when it is collected."""
-    task._log_destroy_pending = False
-    loop.call_exception_handler({"message": f"{task.get_name()} would not end at close", "task": task})
-    coro: Any = task.get_coro()
-    try:
-        coro.close()
-    except Exception as error:  # noqa: BLE001 - reported
+    loop.call_exception_handler({"message": f"{task.get_name()} would not end when it was cancelled", "task": task})
+    error = _closed(loop, task)
+    if error is not None:
         message = f"{task.get_name()} failed when its coroutine was closed"
         loop.call_exception_handler({"message": message, "exception": error, "task": task})
 
 
-def bury_dead(tasks: Iterable[SimulatedTask[Any]]) -> None:
-    """Close what is left of crashed processes, when the loop is closed and nothing can be reached any more.
+def _closed(loop: SimulatedLoop, task: SimulatedTask[Any]) -> Exception | None:
+    """Close the coroutine of *task*; give what it raised.
 
-    Python lets no suspended coroutine vanish without running its `finally` blocks; here they find every door
-    shut. How they take that is nobody's finding: the process had died before.
+    As if the loop were running: code that catches everything and tries again would find none, catch that too,
+    and never come back.
+    """
+    task._log_destroy_pending = False
+    coro: Any = task.get_coro()
+    asyncio._set_running_loop(loop)
+    try:
+        coro.close()
+    except Exception as error:  # noqa: BLE001 - for whoever asks
+        if coro.cr_frame is not None:
+            _IMMORTAL.append(coro)
+        return error
+    finally:
+        asyncio._set_running_loop(None)
+    return None
+
+
+def bury_dead(loop: SimulatedLoop, tasks: Iterable[SimulatedTask[Any]]) -> None:
+    """Close what is left of crashed processes, when the loop will run nothing any more.
+
+    Python lets no suspended coroutine vanish without running its `finally` blocks; what they begin here never
+    happens. How they take it is nobody's finding: the process had died before.
     """
     for task in tasks:
-        if task.process is None or not task.process.dead:
-            continue
-        task._log_destroy_pending = False
-        coro: Any = task.get_coro()
-        with contextlib.suppress(Exception):
-            coro.close()
+        if task.process is not None and task.process.dead:
+            _closed(loop, task)
 
 
 def report_unseen(loop: SimulatedLoop, tasks: Iterable[SimulatedTask[Any]]) -> None:

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from traceback import extract_tb, format_exception_only
+from typing import Any, Final
 
 from tinyllm.testing.chronicle import Chronicle, WorldError, first_difference
 from tinyllm.testing.loop_errors import SimulationError
 from tinyllm.testing.plan import WorldPlan, simplest_plan
+from tinyllm.testing.telling import tell
 from tinyllm.testing.world import World
 
 __all__ = [
+    "DETERMINISM_SHARE",
     "Body",
+    "Finding",
     "Life",
     "NotDeterministicError",
     "canonical",
     "compare",
+    "finding",
+    "is_failure",
     "live",
     "live_twice",
     "reachable",
     "same_failure",
 ]
 
+#: One life in so many is lived twice, to see that it is the same life; so is every finding.
+DETERMINISM_SHARE: Final = 20
 #: A program that is handed the world it lives in.
 Body = Callable[[World], Coroutine[Any, Any, Any]]
 
@@ -40,21 +51,24 @@ class Life:
     """One life of a program: what it raised, or what was wrong after the storm; None if nothing was."""
 
     chronicle: Chronicle
-    error: Exception | None
+    error: BaseException | None
     value: Any = None
 
 
 def live(plan: WorldPlan, body: Body, *, trace: bool = False, **how: Any) -> Life:
     """Live `body(world)` on the world of *plan*; `how` goes to World.
 
-    What body raises is the life's error, if it is an Exception; anything else is raised.
+    What body raises is the life's error, if it is an Exception, a cancellation, or pytest's own failure;
+    anything else is raised.
     """
     with World(plan, trace=trace, **how) as world, world.inside():
-        error: Exception | None = None
+        error: BaseException | None = None
         value = None
         try:
             value = world.run(body, world)
-        except Exception as failure:  # noqa: BLE001 - it is the finding
+        except BaseException as failure:
+            if not is_failure(failure):
+                raise
             error = failure
         chronicle = world.finish()
         if error is None:
@@ -63,6 +77,13 @@ def live(plan: WorldPlan, body: Body, *, trace: bool = False, **how: Any) -> Lif
             except WorldError as problems:
                 error = problems
         return Life(chronicle, error, value)
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether *error* says that a program failed, rather than that somebody wants it to stop."""
+    # What `pytest.fail` raises is no Exception, and pytest may not be imported here.
+    of_pytest = (type(error).__module__, type(error).__name__) == ("builtins", "Failed")
+    return isinstance(error, Exception | asyncio.CancelledError) or of_pytest
 
 
 def live_twice(plan: WorldPlan, body: Body, **how: Any) -> Life:
@@ -106,6 +127,49 @@ def _kind_of(error: BaseException | None) -> object:
         place = (trace.tb_frame.f_code.co_filename, trace.tb_lineno)
         trace = trace.tb_next
     return type(error), place
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The simplest life that was found to fail. `reachable`: stock asyncio could fail so too."""
+
+    error: BaseException
+    chronicle: Chronicle
+    reachable: bool
+
+    @property
+    def plan(self) -> WorldPlan:
+        return self.chronicle.plan
+
+    @cached_property
+    def story(self) -> str:
+        """What failed, what was given, what happened, and how to live it again."""
+        failed = "".join(format_exception_only(self.error)).rstrip()
+        return f"{failed}{_place(self.error)}\n\n{tell(self.chronicle, reachable=self.reachable)}"
+
+
+def _place(error: BaseException) -> str:
+    """The line of the program that raised *error*, in words; nothing if it is not of the program."""
+    ours = str(Path(__file__).parent)
+    frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
+    own = [frame for frame in frames if "/asyncio/" not in frame.filename and "site-packages" not in frame.filename]
+    if not own:
+        return ""
+    return f"\n  at {Path(own[-1].filename).name}:{own[-1].lineno} in {own[-1].name}: {own[-1].line}"
+
+
+def finding(life: Life, body: Body, **how: Any) -> Finding:
+    """The simplest life near *life*, which failed; it is lived twice.
+
+    Raises:
+        NotDeterministicError: its two lives differ.
+    """
+    if life.error is None:
+        raise ValueError("a life that did not fail is no finding")
+    plan = canonical(life.chronicle.plan, body, life.error, **how)
+    simplest = live_twice(plan, body, **how)
+    error = simplest.error or life.error
+    return Finding(error, simplest.chronicle, reachable(plan, body, error, **how))
 
 
 def canonical(plan: WorldPlan, body: Body, error: BaseException, *, tries: int = 200, **how: Any) -> WorldPlan:

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Final, TypeVar, TypeVarTuple, cast
 from tinyllm.testing.holds import AppliedHold, Holds
 from tinyllm.testing.leftovers import bury_dead, close_asyncgens, end_leftovers, report_unseen, start_closing
 from tinyllm.testing.loop_errors import FencedError, LivelockError, SimulationError, StuckError
-from tinyllm.testing.processes import PROCESS, Governor, Process
+from tinyllm.testing.processes import Governor, Host, Process
 from tinyllm.testing.schedule import Hold, Schedule
 from tinyllm.testing.tasks import (
     NOBODY,
@@ -38,12 +38,14 @@ from tinyllm.testing.tasks import (
     SimulatedHandle,
     SimulatedTask,
     SimulatedTimer,
+    current_process,
     forget_maker,
     name_of,
+    nobodys_context,
 )
 from tinyllm.testing.threads import fence_wait, job_name, run_job
 from tinyllm.testing.unhandled import ReportingLoop
-from tinyllm.testing.waiting import Waiting, waiting
+from tinyllm.testing.waiting import Waiting, place_of, waiting
 
 __all__ = [
     "ANY",
@@ -92,12 +94,12 @@ class SimulatedLoop(ReportingLoop):
     only contested wake-ups: those that find the wake-up of another task ready or held. A hold for steps
     ends early when nothing else is ready, before time moves.
 
-    With *stalls* as well, a hold that meets any other wake-up than one by simulated input or an executor job is
-    a stall: the whole process stands still for the hold's time (1 us for each of its steps), and then goes on in
-    the order of asyncio. On stock asyncio timers run in the order of their moments, however late, so that
-    holding one of them alone makes orders that it never has; a step that takes long, or a loop that wakes up
-    late, is all that can happen there. Then every wake-up counts, contested or not, but those by input for
-    holds that last for steps.
+    With *stalls* as well no wake-up is held alone: the whole process stands still for the hold's time (1 us for
+    each of its steps), and then goes on in the order of asyncio. On stock asyncio timers run in the order of
+    their moments, however late, and callbacks in that of their call, so that holding one of them alone makes
+    orders that it never has; a step that takes long, or a loop that wakes up late, is all that can happen there.
+    What comes from outside may come late as well: see `outside_delay_ns`. Every wake-up counts then, contested
+    or not, and so does whatever comes from outside.
 
     Public to read: `steps` run so far (callbacks of every kind; at most *max_steps* in the life of the
     loop), `applied_holds`, and `unhandled`, the contexts that reached the default exception handler.
@@ -117,6 +119,7 @@ class SimulatedLoop(ReportingLoop):
         external_only: bool = True,
         stalls: bool = False,
         max_steps: int = 1_000_000,
+        max_still_steps: int | None = None,
     ) -> None:
         for hold in schedule:
             if not isinstance(hold, Hold):
@@ -129,6 +132,11 @@ class SimulatedLoop(ReportingLoop):
         self.batch = 0
         self._in_front = 0
         self._batch_left: int | None = None
+        #: The last job of each executor with one thread, which runs them one after the other.
+        self._last_jobs: weakref.WeakKeyDictionary[Any, SimulatedTask[Any]] = weakref.WeakKeyDictionary()
+        # How many steps may run while time stands still, and the step at which it last moved.
+        self._max_still_steps = max_still_steps
+        self._moved_at_step = 0
         #: Whether the clock has moved and no step of the program has run since.
         self._just_woke = False
         self.next_task_number = count(1).__next__
@@ -157,6 +165,8 @@ class SimulatedLoop(ReportingLoop):
         self.job_cost_ns: int | None = None
         #: What the answer of the executor job that runs now waits for; set by a fault.
         self.job_awaits: asyncio.Future[None] | None = None
+        #: The host whose process everything belongs to that says none, in a world of hosts.
+        self.home: Host | None = None
         #: Asked before each callback, while some process of the world is not simply up.
         self.governor: Governor | None = None
         self._task_factory: Callable[..., Any] | None = None
@@ -345,24 +355,42 @@ class SimulatedLoop(ReportingLoop):
 
     def run_in_executor(
         self,
-        executor: Any,  # noqa: ARG002
+        executor: Any,
         func: Callable[[*_Ts], _T],
         *args: *_Ts,
     ) -> SimulatedFuture[_T]:
-        """Run *func* inline, as a task of its own with a copy of the context; *executor* is ignored.
+        """Run *func* inline, as a task of its own with a copy of the context.
 
-        As with a thread, no loop is running while *func* does, and cancelling the future does not stop
+        Jobs of an *executor* with one thread run one after the other; otherwise it is ignored. As with a
+        thread, no loop is running while *func* does, and cancelling the future does not stop
         the job: its late result is discarded.
         """
         self._check_open()
         future = self.create_future()
         outer, self._external = self._external, OUTSIDE  # a thread starts when it likes
         try:
-            job = SimulatedTask(run_job(self, future, func, args), loop=self)
+            one_thread = getattr(executor, "_max_workers", None) == 1
+            before = self._last_jobs.get(executor) if one_thread else None
+            job = SimulatedTask(run_job(self, future, func, args, before), loop=self)
         finally:
             self._external = outer
+        if one_thread:
+            self._last_jobs[executor] = job
         job.set_name(f"{job_name(func)}#{job.number}")
         return future
+
+    def outside_delay_ns(self, what: str) -> int:
+        """How much later the schedule lets *what* come from outside than it would: a packet, the end of a job.
+
+        Asked once for each, as it departs, so that whoever carries it can keep its order. Always 0 without stalls.
+        """
+        if not self._stalls or self._holds.upcoming is None:
+            return 0
+        hold = self._holds.next_of_contested()
+        if hold is None:
+            return 0
+        self._holds.applied.append(AppliedHold(self.time_ns, what, hold, "late"))
+        return _length_ns(hold)
 
     def come_from_outside(self) -> None:
         """Let what the running callback wakes from here on count as woken from outside."""
@@ -394,7 +422,8 @@ class SimulatedLoop(ReportingLoop):
         """
         self._check_startable()
         target: asyncio.Future[_T] = asyncio.ensure_future(cast("Awaitable[_T]", future), loop=self)
-        target.add_done_callback(_stop_loop_of)
+        # Whoever drives the loop belongs to no process, and must not wait for one.
+        target.add_done_callback(_stop_loop_of, context=None if self.home is None else nobodys_context())
         try:
             stopped = self._drive()
         finally:
@@ -473,6 +502,7 @@ class SimulatedLoop(ReportingLoop):
         if when_ns is None or (limit_ns is not None and when_ns > limit_ns):
             return False
         self._just_woke = True
+        self._moved_at_step = self.steps
         # A timer may have been set for the past; the clock never goes back.
         self._now_ns = max(self._now_ns, when_ns)
         return True
@@ -488,6 +518,8 @@ class SimulatedLoop(ReportingLoop):
         """Run what is ready now. As in asyncio, timers and `stop` wait for the end of a batch."""
         self._ready_due_timers()
         self.batch += 1
+        if self._max_still_steps is not None and self.steps - self._moved_at_step > self._max_still_steps:
+            self._spins()
         ready, holds = self._ready, self._holds
         todo = len(ready)
         while todo:
@@ -526,6 +558,16 @@ class SimulatedLoop(ReportingLoop):
             if holds.for_steps and holds.for_steps[0][0] <= self._task_steps:
                 todo += self._release(holds.due(self._task_steps))
 
+    def _spins(self) -> None:
+        """Time has stood still for too many steps: let the budget end here."""
+        self._max_steps = min(self._max_steps, self.steps + _WATCHED_STEPS)
+        self._max_still_steps = None
+
+    def grant_steps(self, steps: int) -> None:
+        """Let so many steps run from now on, whatever was left."""
+        self._max_steps = self.steps + steps
+        self._recent.clear()
+
     def _ready_due_timers(self) -> None:
         timers = self._timers
         while timers and timers[0][0] <= self._now_ns:
@@ -546,18 +588,19 @@ class SimulatedLoop(ReportingLoop):
             self.steps -= 1
             self._ready.appendleft(handle)
             self._ready_wakeups += handle.task is not None
-            raise LivelockError(self._max_steps, self._now_ns, self._recent)
+            still = self.steps - self._moved_at_step
+            raise LivelockError(self._max_steps, self._now_ns, self._recent, still_steps=still)
         self._recent.append(name_of(handle._callback) if handle.task is None else handle.task.get_name())
 
     def _holds_back(self, handle: SimulatedHandle) -> bool:
         """Hold this eligible wake-up back if it is contested and the schedule says so."""
-        if handle.task is None or not (self._ready_wakeups or self._holds.held or self._counts_alone(handle)):
+        if handle.task is None or not (self._stalls or self._ready_wakeups or self._holds.held):
             return False
         hold = self._holds.next_of_contested()
         if hold is None:
             return False
         cause, handle.eligible = handle.eligible, NOBODY  # a wake-up is held once
-        if self._stalls and cause != OUTSIDE:
+        if self._stalls:
             return self._stall(handle, handle.task, hold, late=cause == TIMER and self._just_woke)
         self._holds.note(self._now_ns, handle.task.get_name(), hold)
         if hold.time_ns is not None:
@@ -566,19 +609,15 @@ class SimulatedLoop(ReportingLoop):
             self._holds.keep(handle, self._task_steps + hold.steps)
         return True
 
-    def _counts_alone(self, handle: SimulatedHandle) -> bool:
-        """Whether a hold may take this wake-up although no other task is ready or held."""
-        upcoming = self._holds.upcoming
-        return self._stalls and (handle.eligible != OUTSIDE or (upcoming is not None and upcoming.time_ns is not None))
-
     def _stall(self, handle: SimulatedHandle, task: asyncio.Task[Any], hold: Hold, *, late: bool) -> bool:
         """Let *task*, and all of its process, go on later; tell whether *handle* was put back.
 
         Either the step before took so long; or the loop woke up so *late*, if no step has run since it did, and
         then all timers that are due by then go before the task, in the order of their moments.
         """
-        duration_ns = hold.steps * STALL_STEP_NS if hold.steps is not None else hold.time_ns or 0
-        self._holds.applied.append(AppliedHold(self._now_ns, task.get_name(), hold, "stall"))
+        duration_ns = _length_ns(hold)
+        where = place_of(task) if isinstance(task, SimulatedTask) else ""
+        self._holds.applied.append(AppliedHold(self._now_ns, task.get_name(), hold, "stall", where))
         process = getattr(task, "process", None)
         if process is not None:
             process.host.stall(handle, duration_ns, late=late)
@@ -640,7 +679,11 @@ class SimulatedLoop(ReportingLoop):
     def _note_asyncgen(self, agen: AsyncGenerator[Any, Any]) -> None:
         key = self._next_sequence()
         # By number and not in a WeakSet, whose order is that of addresses.
-        self._asyncgens[key] = (weakref.ref(agen, lambda _: self._asyncgens.pop(key, None)), PROCESS.get())
+        self._asyncgens[key] = (weakref.ref(agen, lambda _: self._asyncgens.pop(key, None)), self._process_here())
+
+    def _process_here(self) -> Process | None:
+        process = current_process()
+        return self.home.process if process is None and self.home is not None else process
 
     def _end_asyncgen(self, agen: AsyncGenerator[Any, Any]) -> None:
         """An unfinished generator is about to vanish: let it run its cleanup first."""
@@ -665,6 +708,16 @@ class SimulatedLoop(ReportingLoop):
         """Report the exceptions of ended tasks that nobody has looked at; each is reported once."""
         report_unseen(self, self._tasks)
 
+    def end_leftovers(self) -> None:
+        """Cancel what still runs, as `asyncio.run` does at its end, and report what does not end by it.
+
+        In creation order; the schedule plays no part in it, and 10,000 steps must do.
+        """
+        self._holds.end()
+        self.grant_steps(_CLOSE_STEPS)
+        if self._ready or self._tasks or self._asyncgens:
+            end_leftovers(self)
+
     def close(self) -> None:
         """End what is left and give everything up. Does nothing the second time.
 
@@ -681,16 +734,12 @@ class SimulatedLoop(ReportingLoop):
             raise RuntimeError("Cannot close a running event loop")
         if self._closed:
             return
-        self._holds.end()
-        self._max_steps = self.steps + _CLOSE_STEPS
-        self._recent.clear()
         try:
-            if self._ready or self._tasks or self._asyncgens:
-                end_leftovers(self)
+            self.end_leftovers()
             report_unseen(self, self._tasks)
         finally:
+            bury_dead(self, [*self._tasks, *self._dead])
             self._closed = True
-            bury_dead([*self._tasks, *self._dead])
             self._ready.clear()
             self._timers.clear()
             self._holds.for_steps.clear()
@@ -716,6 +765,11 @@ class SimulatedLoop(ReportingLoop):
             raise RuntimeError("This event loop is already running")
         if asyncio._get_running_loop() is not None:
             raise RuntimeError("Cannot run the event loop while another loop is running")
+
+
+def _length_ns(hold: Hold) -> int:
+    """How long a hold lasts that is no matter of steps of others."""
+    return hold.steps * STALL_STEP_NS if hold.steps is not None else hold.time_ns or 0
 
 
 def _stop_loop_of(future: asyncio.Future[Any]) -> None:

@@ -43,10 +43,14 @@ class StuckError(SimulationError):
 
 
 class LivelockError(SimulationError):
-    """The step budget is used up. `tasks` ran in the last steps, in the order of their first one there."""
+    """The step budget is used up. `tasks` ran in the last steps, in the order of their first one there.
 
-    def __init__(self, steps: int, at_ns: int, recent: list[str]) -> None:
+    `still_steps` is how many ran since time last moved.
+    """
+
+    def __init__(self, steps: int, at_ns: int, recent: list[str], *, still_steps: int = 0) -> None:
         counts = Counter(recent)
+        self.still_steps = still_steps
         self.steps = steps
         self.at_ns = at_ns
         self.tasks = tuple(counts)

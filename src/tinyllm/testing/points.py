@@ -13,12 +13,13 @@ __all__ = ["Points", "Strike"]
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """A fault that struck: when, at which point, and how often the world had come there before."""
+    """A fault that struck: when, at which point, whom, and how often the world had come there before."""
 
     at_ns: int
     point: str
     number: int
     fault: Fault
+    name: str
 
 
 class Points:
@@ -34,8 +35,9 @@ class Points:
         #: Called once when it is healed, the first first.
         self.on_heal: list[Callable[[], object]] = []
         self._time_ns = time_ns
-        self._faults = {(call.point, call.number): call.fault for call in calls}
-        self._kinds = {call.point.partition(" ")[0] for call in calls}
+        self._calls = tuple(calls)
+        self._faults = {(call.point, call.number): call.fault for call in self._calls}
+        self._kinds = {call.point.partition(" ")[0] for call in self._calls}
         self._counts: Counter[str] = Counter()
 
     def strike(self, kind: str, name: str, *, general: bool = True) -> Fault | None:
@@ -53,8 +55,14 @@ class Points:
             if fault is not None and not self.healed:
                 found, where = fault, (point, number)
         if found is not None:
-            self.struck.append(Strike(self._time_ns(), *where, found))
+            self.struck.append(Strike(self._time_ns(), *where, found, name))
         return found
+
+    @property
+    def missed(self) -> tuple[At, ...]:
+        """The faults that never struck, because the world did not come to their points so often."""
+        struck = {(strike.point, strike.number) for strike in self.struck}
+        return tuple(call for call in self._calls if (call.point, call.number) not in struck)
 
     def expects(self, kind: str) -> bool:
         """Whether the plan has a fault at any point of this kind."""

@@ -14,21 +14,24 @@ from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tinyllm.testing.faults import HOME
-from tinyllm.testing.loop_errors import SimulationError
-from tinyllm.testing.tasks import PROCESS, Runnable, SimulatedTimer, name_of
+from tinyllm.testing.tasks import (
+    PROCESS,
+    Nobody,
+    Runnable,
+    SimulatedTimer,
+    current_process,
+    name_of,
+    nobodys_context,
+)
 
 if TYPE_CHECKING:
     from tinyllm.testing.loop import SimulatedLoop
     from tinyllm.testing.tasks import SimulatedTask
 
-__all__ = ["PROCESS", "Governor", "Host", "HostError", "Process", "current_host"]
+__all__ = ["Governor", "Host", "Process", "current_host"]
 
 State = Literal["up", "paused", "dead"]
 Program = Callable[..., Coroutine[Any, Any, Any]]
-
-
-class HostError(SimulationError):
-    """Something was asked of a host that it cannot do in its state; says which, and what to call first."""
 
 
 class Process:
@@ -40,7 +43,7 @@ class Process:
     """
 
     __slots__ = (
-        "batch", "busy_until_ns", "following", "granted", "host", "late", "number", "rest", "state", "step_ns",
+        "batch", "busy_until_ns", "following", "granted", "host", "late", "number", "rest", "state",
         "timers", "wakes",
     )  # fmt: skip
 
@@ -56,7 +59,6 @@ class Process:
         #: How many callbacks are in front of everything else now because it may go on.
         self.granted = 0
         self.late = False
-        self.step_ns = 0
         self.busy_until_ns = 0
         #: Whether a timer is set that lets it go on.
         self.wakes = False
@@ -76,7 +78,7 @@ class Process:
 
 def current_host() -> str:
     """The name of the host that the running code belongs to; `HOME` for code that belongs to none."""
-    process = PROCESS.get()
+    process = current_process()
     return HOME if process is None else process.host.name
 
 
@@ -98,7 +100,7 @@ class Governor:
         """Called whenever the state or the speed of *process* has changed."""
         key = (process.host.name, process.number)
         busy = process.busy_until_ns > self._loop.batch_ns
-        if process.state == "up" and not process.step_ns and not busy and not process.waits:
+        if process.state == "up" and not process.host.step_ns and not busy and not process.waits:
             self._odd.discard(key)
         else:
             self._odd.add(key)
@@ -111,9 +113,10 @@ class Governor:
 
     def begins(self, handle: Runnable) -> None:
         """Called with each callback that is about to run."""
-        process = handle._context.get(PROCESS)
-        if process is not None and process.step_ns and handle.task is not None:
-            self.occupy(process, process.step_ns)
+        if handle.task is not None:
+            process = self._process_of(handle)
+            if process is not None and process.host.step_ns:
+                self.occupy(process, process.host.step_ns)
         if self.trace is not None:
             name = name_of(handle._callback) if handle.task is None else handle.task.get_name()
             self.trace.append((self._loop.batch_ns, name))
@@ -126,7 +129,7 @@ class Governor:
         What is kept runs when its process can; never if it is dead.
         """
         self._loop.blocked_ns = 0
-        process = handle._context.get(PROCESS)
+        process = self._process_of(handle)
         if process is None:
             return False
         granted = process.granted > 0
@@ -137,6 +140,14 @@ class Governor:
         self._put(process, handle, granted=granted)
         self._wake_later(process)
         return True
+
+    def _process_of(self, handle: Runnable) -> Process | None:
+        if handle.task is not None:
+            return getattr(handle.task, "process", None)
+        process = handle._context.get(PROCESS)
+        if process is None:
+            return None if self._loop.home is None else self._loop.home.process
+        return None if isinstance(process, Nobody) else process
 
     def stall(self, process: Process, handle: Runnable, duration_ns: int, *, late: bool) -> None:
         """Keep *handle*, which was about to run, and all that comes after it, for so long."""
@@ -168,8 +179,7 @@ class Governor:
         if process.state == "up" and not process.wakes:
             process.wakes = True
             delay_ns = max(0, process.busy_until_ns - self._loop.batch_ns)
-            # In a context of its own: the timer is the world's, and no process can hold it up.
-            self._loop.call_later(delay_ns / 1e9, self._wake, process, context=Context())
+            self._loop.call_later(delay_ns / 1e9, self._wake, process, context=nobodys_context())
 
     def _wake(self, process: Process) -> None:
         process.wakes = False
@@ -224,6 +234,8 @@ class Host:
         self.process = Process(self, 1)
         #: How many bytes its kernel takes for a reader that does not read, if less than others.
         self.window_bytes: int | None = None
+        #: How long each step of its tasks takes, also after a restart.
+        self.step_ns = 0
         self.on_crash: list[Callable[[Process], None]] = []
         self._programs: list[tuple[Program, tuple[Any, ...], str | None]] = []
 
@@ -243,22 +255,21 @@ class Host:
 
     def start(
         self, program: Program | Coroutine[Any, Any, Any], *args: Any, name: str | None = None
-    ) -> SimulatedTask[Any]:
+    ) -> SimulatedTask[Any] | None:
         """Run `program(*args)` as a task of this host, now and again each time the host restarts.
+
+        On a host that is down it starts with the host, and there is no task yet.
 
         Its exceptions are the world's to judge, as those of every task that nobody awaits.
 
         Raises:
-            HostError: the host is down.
             TypeError: *program* is a coroutine, which could not start again.
         """
         if isinstance(program, Coroutine):
             program.close()
             raise TypeError(f"start takes a coroutine function, not {name_of(program)}: it may have to start again")
-        if self.process.dead:
-            raise HostError(f"host {self.name!r} is down; restart it first")
         self._programs.append((program, args, name))
-        return self._begin(program, args, name)
+        return None if self.process.dead else self._begin(program, args, name)
 
     def forget(self, program: Program) -> None:
         """Let *program* not start again when the host does; what runs of it goes on."""
@@ -286,6 +297,7 @@ class Host:
         """Start again with all programs; a host that is up or paused crashes first."""
         self.crash()
         self.process = Process(self, self.process.number + 1)
+        self._governor.watch(self.process)
         for program in self._programs:
             self._begin(*program)
 
@@ -305,7 +317,7 @@ class Host:
 
     def saturate(self, step_ns: int) -> None:
         """Let each step of its tasks take *step_ns* nanoseconds from now on, and its tasks take turns; 0 ends it."""
-        self.process.step_ns = step_ns
+        self.step_ns = step_ns
         self._governor.watch(self.process)
 
     def stall(self, handle: Runnable, duration_ns: int, *, late: bool) -> None:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tinyllm.testing.lives import Body, Life, NotDeterministicError, canonical, compare, live, reachable
+from tinyllm.testing.lives import DETERMINISM_SHARE, Body, Life, NotDeterministicError, compare, finding, live
+from tinyllm.testing.loop_errors import SimulationError
 from tinyllm.testing.plan import WorldPlan
 from tinyllm.testing.telling import tell
 from tinyllm.testing.world import World
 
-__all__ = ["STEPS_MAX", "SimulatedTest"]
+__all__ = ["CancellationEscapedError", "SimulatedTest"]
 
-#: One life in so many is lived twice, to see that it is the same life; so is every one that fails.
-DETERMINISM_SHARE: Final = 20
-#: Steps of one life; a program that is stuck in a loop is told after these.
-STEPS_MAX: Final = 100_000
+#: Steps of one life, and of one moment of it: a program that does not end is told after so many.
+STEPS_MAX: Final = 500_000
+STILL_STEPS_MAX: Final = 50_000
+#: So many failed lives are kept for their stories; Hypothesis raises the last ones.
+FAILED_MAX: Final = 64
+
+
+class CancellationEscapedError(SimulationError):
+    """The test ended by a CancelledError that nobody had asked for; it is the cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
     life: Life
+    raised: BaseException
     body: Body
 
 
@@ -43,9 +51,10 @@ class SimulatedTest:
     ) -> None:
         self._test = test
         self._shared = frozenset(shared)
-        self._how = {"max_steps": STEPS_MAX, **(how or {})}
+        self._how = {"max_steps": STEPS_MAX, "max_still_steps": STILL_STEPS_MAX, **(how or {})}
         self._lives = 0
-        self._failed: _Failed | None = None
+        # The failed lives by the address of what was raised, which they keep alive.
+        self._failed: dict[int, _Failed] = {}
         self._escaped: NotDeterministicError | None = None
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> None:
@@ -61,9 +70,17 @@ class SimulatedTest:
         if again is not None and (life.error is not None or self._lives % DETERMINISM_SHARE == 1):
             self._compare(life, plan, self._body(names, *again))
         if life.error is not None:
-            kept = (args, kwargs) if again is None else again
-            self._failed = _Failed(life, self._body(names, *kept))
-            raise life.error
+            raised = life.error
+            if isinstance(raised, asyncio.CancelledError):  # as such it would pass through whoever runs tests
+                raised = CancellationEscapedError("the test ended by CancelledError, and nobody had cancelled it")
+                raised.__cause__ = life.error
+            self._keep(raised, _Failed(life, raised, self._body(names, *(again or (args, kwargs)))))
+            raise raised
+
+    def _keep(self, raised: BaseException, failed: _Failed) -> None:
+        self._failed[id(raised)] = failed
+        if len(self._failed) > FAILED_MAX:
+            del self._failed[next(iter(self._failed))]
 
     def _compare(self, life: Life, plan: WorldPlan, body: Body) -> None:
         try:
@@ -89,10 +106,10 @@ class SimulatedTest:
             return None
 
     def explain(self, error: BaseException) -> None:
-        """Add the story of the last failure to *error*, if that is what it was: after shrinking, the simplest."""
-        failed = self._failed
-        if failed is None or failed.life.error is not error:
-            return
-        plan = canonical(failed.life.chronicle.plan, failed.body, error, **self._how)
-        life = live(plan, failed.body, trace=True, **self._how)
-        error.add_note("\n" + tell(life.chronicle, reachable=reachable(plan, failed.body, error, **self._how)))
+        """Add its story to *error*, and to each error of a group: the simplest life that fails so."""
+        for inner in getattr(error, "exceptions", ()):
+            self.explain(inner)
+        failed = self._failed.get(id(error))
+        if failed is not None:
+            found = finding(failed.life, failed.body, **self._how)
+            error.add_note("\n" + tell(found.chronicle, reachable=found.reachable))

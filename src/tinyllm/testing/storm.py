@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
 from tinyllm.testing.disk.disk import Unsynced
@@ -26,6 +25,7 @@ from tinyllm.testing.faults import (
     TornWrite,
 )
 from tinyllm.testing.loop import SimulatedLoop, SimulatedTimer
+from tinyllm.testing.tasks import nobodys_context
 
 if TYPE_CHECKING:
     from tinyllm.testing.world import World
@@ -43,7 +43,6 @@ _POWER: Final[dict[type[LastingFault], Unsynced]] = {
     TornWrite: "torn",
     ReorderedWrites: "reordered",
 }
-_CLOCK: Final = (ClockJump, ClockDrift)
 
 
 class Storm:
@@ -62,9 +61,9 @@ class Storm:
             self._set(fault.start_ms, self._begin, number, fault)
 
     def _set(self, at_ms: int, call: Callable[..., None], *args: object) -> None:
-        # In a context of its own: the weather belongs to no host, and goes on when all of them stand still.
+        # The weather belongs to no host, and goes on when all of them stand still.
         delay_ns = max(0, at_ms * NS_PER_MS - self._loop.time_ns)
-        self._timers.append(self._loop.call_external_later(delay_ns / 1e9, call, *args, context=Context()))
+        self._timers.append(self._loop.call_later(delay_ns / 1e9, call, *args, context=nobodys_context()))
 
     def _begin(self, number: int, fault: LastingFault) -> None:
         self._note(fault, "begins")
@@ -104,14 +103,10 @@ class Storm:
 
 
 def _same_thing(one: LastingFault, other: LastingFault) -> bool:
-    """Whether both set the same thing of the same host. Faults of links add up, and never do."""
-    if isinstance(one, OfLinks) or isinstance(other, OfLinks) or one.host != other.host:
+    """Whether both set the same thing of the same host. Faults of links and jumps of clocks add up, and never do."""
+    if isinstance(one, OfLinks | ClockJump) or isinstance(other, OfLinks) or one.host != other.host:
         return False
-    return (
-        type(one) is type(other)
-        or (type(one) in _POWER and type(other) in _POWER)
-        or (isinstance(one, _CLOCK) and isinstance(other, _CLOCK))
-    )
+    return type(one) is type(other) or (type(one) in _POWER and type(other) in _POWER)
 
 
 def begin(world: World, fault: LastingFault) -> None:
@@ -150,7 +145,8 @@ def end(world: World, fault: LastingFault) -> None:
         return
     host = world.host(fault.host)
     if type(fault) in _POWER:
-        host.restart()
+        if host.process.dead:  # or somebody has started it in the meantime
+            host.restart()
         return
     match fault:
         case Pause():
@@ -161,8 +157,10 @@ def end(world: World, fault: LastingFault) -> None:
             host.disk.capacity_bytes = host.capacity_bytes
         case SlowSync():
             host.disk.sync_cost_ns = 0
-        case ClockJump() | ClockDrift():
-            host.clock.correct()
+        case ClockJump(jump_ms=jump_ms):
+            host.clock.jump(-jump_ms)
+        case ClockDrift():
+            host.clock.correct_drift()
         case MemoryPressure():
             host.memory.restore()
             host.window_bytes = None

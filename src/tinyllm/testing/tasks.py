@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
+from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
@@ -23,8 +24,33 @@ Runnable: TypeAlias = "SimulatedHandle | SimulatedTimer"
 OWNER: ContextVar[object] = ContextVar("tinyllm_owner", default=None)
 """Whose work this is, a simulated host for example. Tasks and timers inherit it from whoever creates them."""
 
-PROCESS: ContextVar[Process | None] = ContextVar("tinyllm_process", default=None)
-"""The process whose work this is, inherited in the same way; None for the world's own."""
+class Nobody(Enum):
+    """Stands for no process at all, where None would mean that of the host on which programs run by default."""
+
+    NOBODY = "nobody"
+
+
+PROCESS: ContextVar[Process | Nobody | None] = ContextVar("tinyllm_process", default=None)
+"""The process whose work this is, inherited in the same way; `Nobody.NOBODY` for the world's own."""
+
+
+def process_of(context: Context) -> Process | None:
+    """The process that what runs in *context* says it belongs to; None if it says none."""
+    process = context.get(PROCESS)
+    return None if isinstance(process, Nobody) else process
+
+
+def current_process() -> Process | None:
+    """The process that the running code says it belongs to; None if it says none."""
+    process = PROCESS.get()
+    return None if isinstance(process, Nobody) else process
+
+
+def nobodys_context() -> Context:
+    """An empty context for what the world does by itself: no process can hold it up, and no crash end it."""
+    context = Context()
+    context.run(PROCESS.set, Nobody.NOBODY)
+    return context
 
 # What made a task ready: nobody outside the program; some step of it, where that is told apart; a timer; or
 # simulated input and executor jobs.
@@ -57,7 +83,8 @@ class SimulatedTask(asyncio.Task[_T]):
     """A task whose hash is its creation number, counted from 1 in each loop.
 
     Without a name it is called after its coroutine: `fetch#7`. `owner` and `process` are the values of
-    `OWNER` and `PROCESS` in its context at the moment it was created.
+    `OWNER` and `PROCESS` in its context at the moment it was created; a task of no process belongs to that of
+    the loop's `home`, if it has one.
 
     Raises:
         FencedError: *eager_start* is true: a task that runs at creation is not in the hands of the schedule.
@@ -80,7 +107,10 @@ class SimulatedTask(asyncio.Task[_T]):
         # Both come before the constructor of the base class, which puts the task into a set and schedules it.
         self.number: int = loop.next_task_number()
         self.owner: object = OWNER.get() if context is None else context.get(OWNER)
-        self.process: Process | None = PROCESS.get() if context is None else context.get(PROCESS)
+        process = PROCESS.get() if context is None else context.get(PROCESS)
+        if process is None and loop.home is not None:
+            process = loop.home.process
+        self.process: Process | None = None if isinstance(process, Nobody) else process
         if name is None:
             name = f"{name_of(coro)}#{self.number}"
         body: Any = coro

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
+from tinyllm.testing import faults
 from tinyllm.testing.chronicle import Chronicle
 from tinyllm.testing.plan import WorldPlan
 
@@ -26,9 +28,21 @@ def _lines(chronicle: Chronicle, *, reachable: bool) -> Iterator[str]:
     yield "What happened (virtual milliseconds)"
     yield ""
     yield from _happened(chronicle)
+    for missed in chronicle.missed:
+        yield f"{'':>12}  {missed!r} never struck"
     yield ""
     yield f"Reachable on stock asyncio: {'yes' if reachable else 'no'}"
     yield f"Live it again: {chronicle.plan!r}"
+    yield f"  ({'; '.join(_imports(repr(chronicle.plan)))})"
+
+
+def _imports(code: str) -> Iterator[str]:
+    """The imports that *code*, a plan, needs."""
+    names = sorted(set(re.findall(r"\b([A-Z]\w+)\(", code)))
+    of_faults = [name for name in names if hasattr(faults, name)]
+    yield f"from tinyllm.testing import {', '.join(name for name in names if name not in of_faults)}"
+    if of_faults:
+        yield f"from tinyllm.testing.faults import {', '.join(of_faults)}"
 
 
 def _given(plan: WorldPlan) -> Iterator[str]:
@@ -40,8 +54,10 @@ def _given(plan: WorldPlan) -> Iterator[str]:
     if not plan.schedule:
         yield f"  {'schedule':<10} stock asyncio"
     for number, hold in enumerate(plan.schedule):
-        length = f"{hold.steps} steps" if hold.steps is not None else f"{(hold.time_ns or 0) // 1_000_000} ms"
-        yield f"  {'' if number else 'schedule':<10} {hold.gap} wake-ups pass, the next is held for {length}"
+        short = f"{hold.steps} us" if plan.external_only else f"{hold.steps} steps of others"
+        length = short if hold.steps is not None else f"{(hold.time_ns or 0) // 1_000_000} ms"
+        when = f"{hold.gap} wake-ups and arrivals pass, the next takes {length} longer"
+        yield f"  {'' if number else 'schedule':<10} {when}"
 
 
 def _happened(chronicle: Chronicle) -> Iterator[str]:

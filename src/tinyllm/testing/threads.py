@@ -32,13 +32,21 @@ def job_name(func: Callable[..., object]) -> str:
 
 
 async def run_job(
-    loop: SimulatedLoop, future: SimulatedFuture[_T], func: Callable[..., _T], args: tuple[Any, ...]
+    loop: SimulatedLoop,
+    future: SimulatedFuture[_T],
+    func: Callable[..., _T],
+    args: tuple[Any, ...],
+    before: asyncio.Task[Any] | None = None,
 ) -> None:
     """Run *func* as if no loop were running, and put what comes of it into *future* if that still waits.
 
     What *func* costs in virtual time, a slow sync for example, passes before anybody sees what came of it, and
-    so does what it left in the loop's `job_awaits`.
+    so does what it left in the loop's `job_awaits`. It begins when the job *before* it has ended.
     """
+    if before is not None:
+        await asyncio.wait([before])
+    if late_ns := loop.outside_delay_ns(f"the start of {job_name(func)}"):
+        await asyncio.sleep(late_ns / 1e9)
     result: Any = None
     failure: BaseException | None = None
     loop.job_cost_ns = 0
@@ -56,6 +64,7 @@ async def run_job(
         asyncio._set_running_loop(loop)
         cost_ns, loop.job_cost_ns = loop.job_cost_ns, None
         awaited, loop.job_awaits = loop.job_awaits, None
+    cost_ns += loop.outside_delay_ns(f"the end of {job_name(func)}")
     if cost_ns:
         await asyncio.sleep(cost_ns / 1e9)
     if awaited is not None:

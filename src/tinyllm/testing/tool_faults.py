@@ -12,7 +12,7 @@ from tinyllm.testing.faults import AnswerLost, Fault, ToolHangs, ToolRaises, Too
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.loop_errors import FencedError
 from tinyllm.testing.points import Points
-from tinyllm.testing.tasks import PROCESS
+from tinyllm.testing.tasks import current_process
 
 __all__ = ["faulty"]
 
@@ -86,7 +86,7 @@ def _block(fault: Fault | None, points: Points, loop: SimulatedLoop) -> None:
     if isinstance(fault, ToolHangs) and in_job:
         loop.job_awaits = _healed(points, loop)
         return
-    process = PROCESS.get()
+    process = current_process()
     if process is None:
         what = "a synchronous tool that blocks, outside of every host,"
         raise FencedError(what, "call it in a program that runs on a host")

@@ -45,6 +45,12 @@ def waiting(task: SimulatedTask[Any]) -> Waiting:
     return Waiting(task.get_name(), task.owner, *place, on=_awaited_by(task, frames))
 
 
+def place_of(task: SimulatedTask[Any]) -> str:
+    """The line of its own code where *task* waits, or begins: `file.py:7`, without its folder."""
+    here = waiting(task)
+    return f"{here.file.rpartition('/')[2]}:{here.line}"
+
+
 def _of_asyncio(frame: FrameType) -> bool:
     return frame.f_code.co_filename.startswith(_ASYNCIO)
 

@@ -17,7 +17,7 @@ from tinyllm.testing.apps.patches import Patches
 from tinyllm.testing.apps.queues import Queues
 from tinyllm.testing.apps.real_sockets import RealSockets
 from tinyllm.testing.apps.thread_shims import ThreadShims
-from tinyllm.testing.chronicle import Chronicle, Event, Problem, events_of
+from tinyllm.testing.chronicle import HEALED, Chronicle, Event, Problem, events_of
 from tinyllm.testing.faults import HOME, Cancelled, QueueFull
 from tinyllm.testing.http.clients import HttpxClients
 from tinyllm.testing.http.network import Network
@@ -31,6 +31,7 @@ from tinyllm.testing.sockets.network import SocketNetwork
 from tinyllm.testing.storm import Storm
 from tinyllm.testing.tasks import name_of
 from tinyllm.testing.tool_faults import faulty
+from tinyllm.testing.waiting import place_of
 
 __all__ = ["World"]
 
@@ -38,14 +39,16 @@ _T = TypeVar("_T")
 _Condition = TypeVar("_Condition", bound=Callable[[], Any])
 
 NS_PER_MS: Final = 1_000_000
-#: After the storm a world may take this much virtual time to come to rest.
+#: After the storm a world may take this much virtual time to come to rest; less if nothing is to hold then.
 REST_MS: Final = 60_000
+SHORT_REST_MS: Final = 5_000
 
 
 class World:
     """One life, as *plan* decides it. Use it as a context manager: outside, no patch and no task of it is left.
 
-    Whatever is sent between two hosts takes *latency_ms*. With *trace* the chronicle has every step.
+    Whatever is sent between two hosts takes *latency_ms*. A life of more than *max_steps* steps, or of more than
+    *max_still_steps* while time stands still, is a livelock. With *trace* the chronicle has every step.
     Unless *patched* is false, the clock, chance, ids and HTTP clients of the code that runs inside are the
     world's too; real sockets are fenced unless *real_sockets* is true.
     """
@@ -56,12 +59,23 @@ class World:
         *,
         latency_ms: int = 0,
         max_steps: int = 1_000_000,
+        max_still_steps: int = 100_000,
         trace: bool = False,
         patched: bool = True,
         real_sockets: bool = False,
     ) -> None:
+        if not isinstance(plan, WorldPlan):
+            raise TypeError(f"a world is made from a WorldPlan, not {plan!r}")
+        if type(latency_ms) is not int or latency_ms < 0:
+            raise ValueError(f"latency_ms is a whole number of at least 0, not {latency_ms!r}")
         self.plan = plan
-        self.loop = SimulatedLoop(plan.schedule, external_only=plan.external_only, stalls=True, max_steps=max_steps)
+        self.loop = SimulatedLoop(
+            plan.schedule,
+            external_only=plan.external_only,
+            stalls=True,
+            max_steps=max_steps,
+            max_still_steps=max_still_steps,
+        )
         self.points = Points(plan.strikes, time_ns=self._time_ns)
         self.links = Links(seed=plan.seed, latency_ns=latency_ms * NS_PER_MS)
         self.hosts: dict[str, Machine] = {}
@@ -91,7 +105,9 @@ class World:
         if self.points.expects("await"):
             self.governor.awaits = self._about_to_go_on
         self.governor.engage()
-        self.host(HOME)
+        self._max_steps = max_steps
+        self._max_still_steps = max_still_steps
+        self.loop.home = self.host(HOME)
         self.storm = Storm(self, plan.lasting)
 
     def __enter__(self) -> World:
@@ -130,7 +146,7 @@ class World:
 
     def tool(self, function: Callable[..., Any], name: str | None = None) -> Callable[..., Any]:
         """*function* as a tool of this world: faults at the point "tool NAME" strike it, by default by its own name."""
-        return faulty(function, name or name_of(function), self.points, loop=self.loop)
+        return faulty(function, name or _short(name_of(function)), self.points, loop=self.loop)
 
     def may_cancel(self, work: Coroutine[Any, Any, _T]) -> SimulatedTask[_T]:
         """A task for *work* that a fault may cancel at any of its awaits, as a user who leaves would."""
@@ -160,8 +176,10 @@ class World:
             self._begun.add(task.number)
             return
         general = task.number in self._may_cancel
-        if isinstance(self.points.strike("await", name_of(task.get_coro()), general=general), Cancelled):
+        name = _short(name_of(task.get_coro()))
+        if isinstance(self.points.strike("await", name, general=general), Cancelled):
             self._struck.add(task.number)
+            self.note(f"is cancelled where it waits, {place_of(task)}", who=task.get_name())
             task.cancel()
 
     def eventually(self, condition: _Condition) -> _Condition:
@@ -186,6 +204,8 @@ class World:
             StuckError: nothing can happen any more, and main is not done.
             LivelockError: the step budget is used up.
         """
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError("a world runs a loop of its own: call it from a plain function, not inside another loop")
         machine = self.host(host)
         with self.inside():
             if not callable(main):
@@ -215,29 +235,41 @@ class World:
             self.loop.advance(ms * NS_PER_MS)
 
     def heal(self) -> None:
-        """End every fault: what is down starts again, what was held goes on. Healing twice does nothing more."""
+        """End every fault: every host that is down or paused is up again, what was held goes on.
+
+        Healing twice does nothing more.
+        """
         if not self._healed:
             self._healed = True
-            self.note("is healed", who="world")
+            self.note(HEALED, who="world")
             self.points.heal()
             self.storm.heal()
             self.sockets.heal()
             self.network.heal()
+            for host in self.hosts.values():
+                if host.process.dead:
+                    host.restart()
+                host.resume()
 
-    def finish(self, *, rest_ms: int = REST_MS) -> Chronicle:
-        """Heal, let the world come to rest, and tell what happened and what is wrong with it.
+    def finish(self, *, rest_ms: int | None = None) -> Chronicle:
+        """Heal, let the world come to rest, end what still runs, and tell what happened and what is wrong with it.
 
-        Wrong is: an exception that nobody saw, a condition that does not hold, a world that goes on without
-        end. A task that waits for ever is not, and nor is one that still works after *rest_ms*.
+        Wrong is: an exception that nobody saw, a condition that does not hold, tasks that keep running while time
+        stands still, a task that does not end when it is cancelled at last, as `asyncio.run` would. A task that
+        waits for ever is not, and nor is one that still works after *rest_ms*, or after as many steps as the
+        whole life had. Without *rest_ms* it is a minute if there are conditions of `eventually`, else 5 s.
         """
+        if rest_ms is None:
+            rest_ms = REST_MS if self._conditions else SHORT_REST_MS
         problems: list[Problem] = []
         with self.inside():
             self.heal()
-            try:
-                self.loop.run_until_idle(rest_ms * NS_PER_MS)
-                problems += [problem for condition in self._conditions for problem in self._judged(condition)]
-            except (StuckError, LivelockError) as error:
-                problems.append(Problem(f"{type(error).__name__}: {error}", error))
+            problems += self._come_to_rest(rest_ms)
+            for condition in self._conditions:
+                self.loop.grant_steps(self._max_steps)
+                problems += self._judged(condition)
+            left = tuple(task.get_name() for task in self.loop.pending_tasks())
+            self.loop.end_leftovers()
         self.loop.report_unseen()
         problems += [_problem(context) for context in self.loop.unhandled]
         trace = self.governor.trace
@@ -245,11 +277,20 @@ class World:
             plan=self.plan,
             events=events_of(self),
             problems=tuple(problems),
-            left=tuple(task.get_name() for task in self.loop.pending_tasks()),
+            left=left,
             simulated_ns=self.loop.time_ns,
             steps=self.loop.steps,
+            missed=self.points.missed,
             trace=None if trace is None else tuple(trace),
         )
+
+    def _come_to_rest(self, rest_ms: int) -> Iterator[Problem]:
+        self.loop.grant_steps(self._max_steps)
+        try:
+            self.loop.run_until_idle(rest_ms * NS_PER_MS)
+        except LivelockError as error:
+            if error.still_steps >= min(self._max_steps, self._max_still_steps):
+                yield Problem(f"after all is healed: {error}", error)
 
     def _judged(self, condition: Callable[[], Any]) -> Iterator[Problem]:
         name = name_of(condition)
@@ -297,6 +338,11 @@ class World:
             self.loop.close()
         for host in self.hosts.values():
             host.close()
+
+
+def _short(name: str) -> str:
+    """The name of a function without that of what it stands in."""
+    return name.rpartition(".")[2]
 
 
 def _until_done(main: Callable[..., Coroutine[Any, Any, _T]], done: asyncio.Future[_T]) -> Callable[..., Any]:

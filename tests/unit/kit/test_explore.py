@@ -143,6 +143,56 @@ def test_a_bug_is_found_and_shrunk_to_one_decision(program, error, examples, see
     assert found.examples <= examples
 
 
+async def races_after_much_else(world):
+    for _ in range(25):
+        await asyncio.gather(*(asyncio.sleep(0) for _ in range(2)))
+    await loses_an_update(world)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_race_that_comes_late_is_found_too_and_needs_one_decision(seed):
+    found = explore(races_after_much_else, seed_number=seed, max_examples=5_000, families=())
+    assert 1 == found.finding.plan.decisions
+
+
+async def leaks_a_cancellation(world):
+    task = asyncio.create_task(asyncio.sleep(1))
+    await asyncio.sleep(0.001)
+    task.cancel()
+    await task
+
+
+async def swallows_its_cancellation(world):
+    async def stubborn():
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1)
+
+    asyncio.create_task(stubborn())  # noqa: RUF006
+
+
+async def swallows_everything(world):
+    async def stubborn():
+        while True:
+            with contextlib.suppress(BaseException):
+                await asyncio.sleep(1)
+
+    asyncio.create_task(stubborn())  # noqa: RUF006
+
+
+@pytest.mark.parametrize(
+    ("program", "what"),
+    [
+        (leaks_a_cancellation, "CancelledError"),
+        (swallows_its_cancellation, "stubborn#2 would not end when it was cancelled"),
+        (swallows_everything, "stubborn#2 would not end when it was cancelled"),
+    ],
+)
+def test_cancellation_that_goes_wrong_is_a_finding(program, what):
+    found = explore(program, max_examples=3)
+    assert what in found.finding.story
+
+
 # --- programs that stock asyncio cannot break ------------------------------------------------------------
 
 
@@ -182,6 +232,78 @@ async def relies_on_the_fairness_of_a_lock(world):
     assert sorted(log) == log
 
 
+async def relies_on_the_order_of_waiters(world):
+    log = []
+    loop = asyncio.get_running_loop()
+    answer = loop.run_in_executor(None, list)
+
+    async def one(number):
+        await answer
+        log.append(number)
+
+    await asyncio.gather(*(one(number) for number in range(3)))
+    assert [0, 1, 2] == log
+
+
+async def relies_on_the_order_of_a_stream(world):
+    got: list = []
+
+    class Takes(asyncio.Protocol):
+        def data_received(self, data):
+            asyncio.get_running_loop().create_task(self.handle(data))
+
+        async def handle(self, data):
+            got.append(data)
+
+    async def serve():
+        loop = asyncio.get_running_loop()
+        await (await loop.create_server(Takes, "db", 7)).serve_forever()
+
+    world.host("db").start(serve)
+    writer = None
+    while writer is None:
+        with contextlib.suppress(ConnectionRefusedError):
+            _, writer = await asyncio.open_connection("db", 7)
+        await asyncio.sleep(1)
+    for letter in b"abcd":
+        writer.write(bytes([letter]))
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(600)
+    writer.close()
+    assert b"abcd" == b"".join(got)
+
+
+async def collects_as_completed(world):
+    async def one(number):
+        await asyncio.sleep(0.001)
+        return number
+
+    assert list(range(8)) == [await done for done in asyncio.as_completed([one(number) for number in range(8)])]
+
+
+async def passes_through_a_bounded_queue(world):
+    queue: asyncio.Queue = asyncio.Queue(2)
+
+    async def produce():
+        for number in range(5):
+            await queue.put(number)
+
+    async def consume():
+        return [await queue.get() for _ in range(5)]
+
+    _, got = await asyncio.gather(produce(), consume())
+    assert list(range(5)) == got
+
+
+async def keeps_a_heartbeat(world):
+    async def beats():
+        while True:
+            await asyncio.sleep(0.05)
+
+    asyncio.create_task(beats())  # noqa: RUF006
+    await asyncio.sleep(0.1)
+
+
 async def adds_without_an_await_between(world):
     box = {"n": 0}
 
@@ -198,15 +320,21 @@ SOUND = [
     relies_on_the_order_of_callbacks,
     relies_on_the_order_of_timers,
     relies_on_the_fairness_of_a_lock,
+    relies_on_the_order_of_waiters,
+    relies_on_the_order_of_a_stream,
+    collects_as_completed,
+    passes_through_a_bounded_queue,
+    keeps_a_heartbeat,
     adds_without_an_await_between,
 ]
 
 
+@pytest.mark.parametrize("families", [(), ("process", "clock", "resources")])
 @pytest.mark.parametrize("program", SOUND, ids=lambda program: program.__name__)
-def test_what_stock_asyncio_cannot_break_is_not_reported(program):
-    found = explore(program, max_examples=500)
+def test_what_stock_asyncio_cannot_break_is_not_reported(program, families):
+    found = explore(program, max_examples=300, families=families)
     assert found.finding is None
-    assert 500 == found.examples
+    assert 300 == found.examples
 
 
 def test_orders_that_asyncio_never_has_are_found_when_asked_for_and_told_as_such():
@@ -223,7 +351,8 @@ def test_a_story_tells_what_was_given_what_happened_and_how_to_live_it_again():
     story = finding.story.splitlines()
 
     assert story[0].startswith("AssertionError")
-    assert f"Live it again: {finding.plan!r}" == story[-1]
+    assert [f"Live it again: {finding.plan!r}", "  (from tinyllm.testing import Hold, WorldPlan)"] == story[-2:]
+    assert any("at test_explore.py:" in line and "assert box" in line for line in story)
     assert "Reachable on stock asyncio: yes" in story
     assert any("its whole process stalls for" in line for line in story)
     assert len(story) <= 20
@@ -241,7 +370,7 @@ def test_without_families_only_the_schedule_is_explored():
         import httpx
 
         world.host("api", lambda request: _json_answer())
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=None) as client:
             (await client.get("http://api/")).json()
 
     assert explore(asks, families=(), max_examples=200).finding is None

@@ -1279,7 +1279,7 @@ def test_a_task_that_will_not_end_is_reported_and_its_coroutine_closed():
     loop.advance(0)
     loop.close()
 
-    assert [each["message"] for each in loop.unhandled] == ["mule would not end at close"]
+    assert [each["message"] for each in loop.unhandled] == ["mule would not end when it was cancelled"]
     assert log[-1] == "closed"
 
 
@@ -1330,7 +1330,7 @@ def test_a_leftover_that_keeps_running_uses_up_a_budget_of_its_own():
     before = loop.steps
     loop.close()
 
-    assert [each["message"] for each in loop.unhandled] == ["mule would not end at close"]
+    assert [each["message"] for each in loop.unhandled] == ["mule would not end when it was cancelled"]
     assert loop.steps - before == 10_000
 
 

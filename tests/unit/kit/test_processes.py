@@ -9,7 +9,7 @@ import pytest
 
 from tinyllm.testing.faults import HOME
 from tinyllm.testing.loop import SimulatedLoop, StuckError
-from tinyllm.testing.processes import Governor, Host, HostError, current_host
+from tinyllm.testing.processes import Governor, Host, current_host
 
 
 @pytest.fixture
@@ -276,13 +276,21 @@ def test_in_a_job_a_call_that_blocks_delays_its_answer_only(loop, db):
     assert [("other", 1.0), ("done", 2.0)] == log
 
 
-def test_a_host_that_is_down_starts_nothing(db):
-    async def program():
-        pass
+def test_a_program_of_a_host_that_is_down_starts_with_it(loop, db):
+    starts = []
 
-    db.crash()
-    with pytest.raises(HostError, match="'db' is down; restart it first"):
-        db.start(program)
+    async def program():
+        starts.append(loop.time())
+
+    async def main():
+        db.crash()
+        assert db.start(program) is None
+        await asyncio.sleep(1)
+        db.restart()
+        await asyncio.sleep(1)
+
+    loop.run_until_complete(main())
+    assert [1.0] == starts
 
 
 def test_a_coroutine_is_no_program_because_it_cannot_start_again(db):

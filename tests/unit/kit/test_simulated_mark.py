@@ -108,7 +108,7 @@ def test_a_failure_is_shrunk_and_its_story_told(run):
     result = run(
         """
 @pytest.mark.simulated
-@given(extra=st.integers(0, 3), world=worlds())
+@given(extra=st.integers(0, 3), world=worlds(families=()))
 async def test_adds(extra, world):
     box = [0]
     async def add(delay):
@@ -135,6 +135,68 @@ async def test_adds(extra, world):
     )
 
 
+def test_each_of_several_failures_tells_its_story(run):
+    result = run(
+        """
+@pytest.mark.simulated
+@given(number=st.integers(0, 20))
+async def test_two_ways(number, world):
+    world.note("here")
+    if number == 3:
+        raise ValueError("three")
+    if number == 7:
+        raise KeyError("seven")
+"""
+    )
+    result.assert_outcomes(failed=1)
+    assert 2 == result.stdout.str().count("Live it again: WorldPlan()")
+
+
+def test_a_cancellation_that_escapes_is_a_failure_of_the_test(run):
+    result = run(
+        """
+@pytest.mark.simulated
+@given(world=worlds(families=()))
+async def test_leaks(world):
+    task = asyncio.create_task(asyncio.sleep(1))
+    await asyncio.sleep(0)
+    task.cancel()
+    await task
+"""
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*CancellationEscapedError*", "*Live it again: WorldPlan()*"])
+
+
+def test_hypothesis_knows_the_tests_apart_as_it_does_without_the_mark(run):
+    run(
+        """
+from hypothesis.internal.reflection import function_digest
+from tinyllm.testing.simulated import SimulatedTest
+from _tinyllm_pytest import _plain
+
+async def one(): await asyncio.sleep(1)
+async def other(): await asyncio.sleep(2)
+
+def test_digests():
+    digests = [function_digest(_plain(SimulatedTest(test), test)) for test in (one, other)]
+    assert [function_digest(one), function_digest(other)] == digests
+"""
+    ).assert_outcomes(passed=1)
+
+
+def test_the_fixture_is_a_new_world_for_each_example(run):
+    run(
+        """
+@pytest.mark.simulated
+@given(number=st.integers(0, 100))
+async def test_given(number, world):
+    await asyncio.sleep(number)
+    assert number * 1000 == world.now_ms
+"""
+    ).assert_outcomes(passed=1)
+
+
 def test_a_failure_without_given_tells_its_story_too(run):
     result = run(
         """
@@ -144,7 +206,7 @@ async def test_times_out(world):
 """
     )
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*TimeoutError*", "*await * Cancelled() strikes, number 0*"])
+    result.stdout.fnmatch_lines(["*TimeoutError*", "*is cancelled where it waits*"])
 
 
 def test_what_is_wrong_after_the_storm_fails_the_test(run):
@@ -245,7 +307,7 @@ async def test_fails_by_name():
         ("@pytest.mark.simulated\ndef test_plain(): pass", "*is marked as simulated and is no `async def`*"),
         ("@pytest.mark.simulated(3)\nasync def test_args(): pass", "*the mark takes keywords only*"),
         ("@pytest.mark.simulated(plan=3)\nasync def test_plan(world): pass", "*plan is a WorldPlan, not 3*"),
-        ("@pytest.mark.simulated(colour=3)\nasync def test_option(): pass", "*colour*"),
+        ("@pytest.mark.simulated(colour=3)\nasync def test_option(): pass", "*the mark takes *, not colour*"),
         (
             "@pytest.mark.simulated\n@given(a=worlds(), b=worlds())\nasync def test_two(a, b): pass",
             "*a test has one world, but a and b are plans of worlds*",

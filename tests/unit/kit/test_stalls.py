@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections import Counter
+from contextvars import Context
 from dataclasses import dataclass
 
 import pytest
@@ -202,27 +203,96 @@ def test_a_stall_lasts_a_microsecond_for_each_step_or_the_time_of_its_hold(level
     assert [(0.5, round(0.5 + ms / 1e3, 9))] == log
 
 
-def test_an_answer_from_outside_may_still_come_late_alone():
-    loop = SimulatedLoop((Hold(gap=3, level=8),), stalls=True)
-    log = []
+def test_what_comes_from_outside_may_come_late_while_all_else_goes_on():
+    async def main():
+        log = []
 
-    async def asks():
-        answer = loop.create_future()
-        loop.call_external_later(0.001, answer.set_result, None)
-        await answer
-        log.append("answer")
+        async def asks():
+            reader, writer = await asyncio.open_connection("db", 7)
+            log.append(await reader.read())
+            writer.close()
 
-    async def sleeps():
-        await asyncio.sleep(0.005)
-        log.append("timer")
+        async def sleeps():
+            await asyncio.sleep(0.005)
+            log.append("timer")
+
+        await asyncio.gather(asks(), sleeps())
+        return log
+
+    def answers(reader, writer):
+        writer.write(b"answer")
+        writer.close()
+
+    async def serve():
+        await (await asyncio.start_server(answers, "db", 7)).serve_forever()
+
+    def lived(schedule):
+        with World(WorldPlan(schedule=schedule)) as world:
+            world.host("db").start(serve)
+            world.loop.run_until_idle()
+            log = world.run(main)
+            return log, [hold.kind for hold in world.loop.applied_holds]
+
+    assert ([b"answer", "timer"], []) == lived(())
+    lives = [lived((Hold(gap, 8),)) for gap in range(16)]
+    assert (["timer", b"answer"], ["late"]) in lives
+
+
+def test_packets_of_one_connection_and_jobs_of_one_thread_keep_their_order_however_late():
+    from concurrent.futures import ThreadPoolExecutor
+
+    got: list = []
+
+    class Takes(asyncio.Protocol):
+        def data_received(self, data):
+            asyncio.get_running_loop().create_task(self.handle(data))
+
+        async def handle(self, data):
+            got.append(data)
+
+    async def serve():
+        loop = asyncio.get_running_loop()
+        await (await loop.create_server(Takes, "db", 7)).serve_forever()
 
     async def main():
-        await asyncio.gather(asks(), sleeps())
+        loop = asyncio.get_running_loop()
+        _, writer = await asyncio.open_connection("db", 7)
+        for letter in "abc":
+            writer.write(letter.encode())
+            await asyncio.sleep(0.001)
+        done: list = []
+        with ThreadPoolExecutor(1) as pool:
+            await asyncio.gather(*(loop.run_in_executor(pool, done.append, number) for number in range(3)))
+        writer.close()
+        return done
 
-    loop.run_until_complete(main())
-    assert ["timer", "answer"] == log
-    assert ["time"] == [hold.kind for hold in loop.applied_holds]
-    loop.close()
+    for gap in range(16):
+        for level in (0, 6, 7, 8):
+            got.clear()
+            with World(WorldPlan(schedule=(Hold(gap, level), Hold(gap, level)))) as world:
+                world.host("db").start(serve)
+                world.loop.run_until_idle()
+                assert [0, 1, 2] == world.run(main)
+                world.loop.run_until_idle()
+            assert b"abc" == b"".join(got)
+
+
+def test_a_task_with_an_empty_context_stalls_with_its_host():
+    async def main():
+        log = []
+
+        async def sleeper(name, ms):
+            await asyncio.sleep(ms / 1e3)
+            log.append(name)
+
+        loop = asyncio.get_running_loop()
+        first = loop.create_task(sleeper("a", 1))
+        await asyncio.gather(first, loop.create_task(sleeper("b", 5), context=Context()))
+        return log
+
+    for gap in range(8):
+        with World(WorldPlan(schedule=(Hold(gap, 8),))) as world:
+            assert ["a", "b"] == world.run(main)
 
 
 def test_two_tasks_that_only_give_way_to_each_other_have_one_order():
@@ -246,5 +316,6 @@ def test_two_tasks_that_only_give_way_to_each_other_have_one_order():
 
 def test_an_applied_stall_tells_whose_step_it_was_in_front_of():
     _, applied = order_of((Hold(gap=1, level=7),), 0.5)
-    assert [AppliedHold(0, applied[0].task, Hold(gap=1, level=7), "stall")] == applied
+    assert [AppliedHold(0, applied[0].task, Hold(gap=1, level=7), "stall", applied[0].where)] == applied
+    assert applied[0].where.startswith("test_stalls.py:")
     assert applied[0].task.startswith("order_of.<locals>.sleeper#")

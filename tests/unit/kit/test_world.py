@@ -351,7 +351,17 @@ def test_a_world_that_never_rests_is_wrong():
 
     with World(max_steps=1_000) as world:
         world.host("db").start(spins)
-        assert "LivelockError" in world.finish().problems[0].text
+        assert "not at an end after 1000 steps" in world.finish().problems[0].text
+
+
+def test_a_heartbeat_is_no_livelock_however_long_it_beats():
+    async def beats():
+        while True:
+            await asyncio.sleep(0.001)
+
+    with World(max_steps=10_000, max_still_steps=1_000) as world:
+        world.host("db").start(beats)
+        assert () == world.finish().problems
 
 
 def test_the_chronicle_tells_what_was_asked_what_struck_and_what_was_held():
@@ -373,7 +383,7 @@ def test_the_chronicle_tells_what_was_asked_what_struck_and_what_was_held():
     assert "0 db: Pause(duration_ms=5, host='db') begins" in lines
     assert "5 db: Pause(duration_ms=5, host='db') ends" in lines
     assert "10 llm: gets GET /api/tags from local" in lines
-    assert "10 request llm: Refused() strikes, number 1" in lines
+    assert "10 llm: Refused() strikes (request llm, 1)" in lines
     assert "10 note: a line of my own" in lines
     assert any("main" in line and "its whole process stalls for 10 ms" in line for line in lines)
 

@@ -35,7 +35,8 @@ from tinyllm.testing.apps.replacements import Replacements
 from tinyllm.testing.clocks import WallClock
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.loop_errors import FencedError, SimulationError
-from tinyllm.testing.processes import PROCESS, Process
+from tinyllm.testing.processes import Process
+from tinyllm.testing.tasks import current_process
 
 __all__ = ["Patches"]
 
@@ -54,6 +55,7 @@ _REAL_URANDOM: Final = os.urandom
 _REAL_SEED: Final = Random.seed
 _REAL_NEW_LOOP: Final = asyncio.new_event_loop
 _REAL_ALL_TASKS: Final = asyncio.all_tasks
+_REAL_AS_COMPLETED: Final = asyncio.as_completed
 _REAL_METHODS: Final = {name: vars(datetime)[name] for name in ("now", "utcnow")}
 _borrowed: Final = BorrowedNames({**_REAL, "urandom": _REAL_URANDOM})
 
@@ -119,7 +121,7 @@ class Patches:
         if self._loop.job_cost_ns is not None:
             return now_ns + self._loop.job_cost_ns
         if self._slept_until_ns:
-            return max(now_ns, self._slept_until_ns.get(PROCESS.get(), 0))
+            return max(now_ns, self._slept_until_ns.get(current_process(), 0))
         return now_ns
 
     def monotonic(self) -> float:
@@ -142,7 +144,7 @@ class Patches:
         duration_ns = _whole_ns(seconds)
         self._count_sleep()
         if self._loop.job_cost_ns is None:
-            self._slept_until_ns[PROCESS.get()] = self.monotonic_ns() + duration_ns
+            self._slept_until_ns[current_process()] = self.monotonic_ns() + duration_ns
         self._block_ns(duration_ns)
 
     def _count_sleep(self) -> None:
@@ -204,6 +206,7 @@ class Patches:
         seed = _only_here(thread, self._seed_generator, _REAL_SEED)
         new_loop = _only_here(thread, _refuse_loop, _REAL_NEW_LOOP)
         all_tasks = _only_here(thread, _all_tasks, _REAL_ALL_TASKS)
+        as_completed = _only_here(thread, _as_completed, _REAL_AS_COMPLETED)
         self._functions = functions
         self._methods = [
             (name, classmethod(_only_here(thread, ours, _of_class(_REAL_METHODS[name]))))
@@ -219,6 +222,8 @@ class Patches:
             (uuid, "_generate_time_safe", None),  # the system's own, with the real time in it
             (asyncio, "new_event_loop", new_loop),
             (asyncio.events, "new_event_loop", new_loop),
+            (asyncio, "as_completed", as_completed),
+            (asyncio.tasks, "as_completed", as_completed),
             (asyncio, "all_tasks", all_tasks),
             (asyncio.tasks, "all_tasks", all_tasks),
         ]
@@ -258,6 +263,14 @@ def _all_tasks(loop: asyncio.AbstractEventLoop | None = None) -> set[asyncio.Tas
     """`asyncio.all_tasks` in one order: asyncio's goes by the addresses of all tasks of the whole process."""
     loop = asyncio.get_running_loop() if loop is None else loop
     return set(loop.pending_tasks()) if isinstance(loop, SimulatedLoop) else _REAL_ALL_TASKS(loop)
+
+
+def _as_completed(fs: Any, *, timeout: float | None = None) -> Any:
+    """`asyncio.as_completed` in one order: asyncio's puts coroutines into a set, by their addresses."""
+    if asyncio.isfuture(fs) or asyncio.iscoroutine(fs) or hasattr(fs, "__aiter__"):
+        return _REAL_AS_COMPLETED(fs, timeout=timeout)  # which refuses it
+    # Once each, as there: from a dict they come in the order in which they were given.
+    return _REAL_AS_COMPLETED([asyncio.ensure_future(one) for one in dict.fromkeys(fs)], timeout=timeout)
 
 
 def _refuse_loop() -> NoReturn:

@@ -46,21 +46,24 @@ class Lane:
 
     def send(self, size_bytes: int, call: Callable[..., object], *args: Any) -> None:
         """Let *size_bytes* arrive, which calls *call* with *args*: at once, if nothing delays them."""
-        if self.free:
+        late_ns = self._loop.outside_delay_ns(f"what {self._source} sends to {self._target}")
+        if self.free and not late_ns:
             call(*args)
         elif self.kept or not self._links.passes(self._source, self._target):
             self.kept.append((size_bytes, call, args))
         else:
-            self._depart(size_bytes, call, args)
+            self._depart(size_bytes, call, args, late_ns)
 
     def unblock(self) -> None:
         """Send what was kept, if the link passes again."""
         while self.kept and self._links.passes(self._source, self._target):
             self._depart(*self.kept.popleft())
 
-    def _depart(self, size_bytes: int, call: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def _depart(
+        self, size_bytes: int, call: Callable[..., object], args: tuple[Any, ...], late_ns: int = 0
+    ) -> None:
         now_ns, links = self._loop.time_ns, self._links
-        delay_ns = links.delay_ns(self._source, self._target, size_bytes, now_ns)
+        delay_ns = late_ns + links.delay_ns(self._source, self._target, size_bytes, now_ns)
         delay_ns += links.resend_ns(self._source, self._target)
         # A connection keeps its order: nothing overtakes what is under way.
         self._arrives_ns = max(self._arrives_ns, now_ns + delay_ns)

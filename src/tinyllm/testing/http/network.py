@@ -33,7 +33,8 @@ from tinyllm.testing.http.values import HttpRequest, Server
 from tinyllm.testing.links import Links
 from tinyllm.testing.loop import OWNER, SimulatedLoop
 from tinyllm.testing.points import Points
-from tinyllm.testing.processes import PROCESS, Host, Process
+from tinyllm.testing.processes import Host, Process
+from tinyllm.testing.tasks import PROCESS, Nobody, current_process
 
 if TYPE_CHECKING:
     import httpx
@@ -67,7 +68,7 @@ class Network:
         self.servers: dict[str, Served] = {}
         #: The context of what is under way: no process's and nobody's work.
         self.wire: Context = copy_context()
-        self.wire.run(PROCESS.set, None)
+        self.wire.run(PROCESS.set, Nobody.NOBODY)
         self.wire.run(OWNER.set, None)
         self._contexts: dict[str, tuple[Process, Context]] = {}
         self._nobody = self.wire.copy()
@@ -113,7 +114,7 @@ class Network:
         if host in self.servers or host in self.hosts:
             return host
         if host in _LOOPBACK:
-            process = PROCESS.get()
+            process = current_process()
             return HOME if process is None else process.host.name
         return next((name for name, known in self.hosts.items() if known.address == host), host)
 
@@ -134,7 +135,7 @@ class Network:
         if served is None:
             await pause(self.loop)
             raise NetworkFailure("ConnectError", "connection refused" if name in self.hosts else NAME_NOT_KNOWN)
-        host, client = self.hosts.get(name), PROCESS.get()
+        host, client = self.hosts.get(name), current_process()
         told = HttpRequest(
             method=request.method,
             url=request.url,

@@ -17,7 +17,7 @@ from tinyllm.testing.points import Points
 from tinyllm.testing.sockets.connections import os_error
 from tinyllm.testing.sockets.pipes import Wire
 from tinyllm.testing.sockets.streams import SimulatedSocket, end_wait
-from tinyllm.testing.tasks import PROCESS
+from tinyllm.testing.tasks import process_of
 
 if TYPE_CHECKING:
     from tinyllm.testing.sockets.names import Names, SocketAddress
@@ -58,6 +58,7 @@ class Datagrams:
             self._overtaken.setdefault(place, []).append(arrive_in)
             return
         delay_ns = self._delay_ns(sender.host, target, len(data), fault)
+        delay_ns += self._wire.loop.outside_delay_ns(f"what {sender.host} sends to {target}")
         for arrival in (arrive_in, *self._overtaken.pop(place, ())):
             arrival(delay_ns)
         if isinstance(fault, DuplicateChunk):
@@ -117,7 +118,7 @@ class DatagramTransport(_FlowControlMixin, asyncio.DatagramTransport):
         self._closing = False
         self.host = host
         self.name = name
-        self.process = context.get(PROCESS)
+        self.process = process_of(context)
 
     def __repr__(self) -> str:
         return f"<DatagramTransport {self.host}:{self.name[1]} {'closed' if self._closing else 'open'}>"

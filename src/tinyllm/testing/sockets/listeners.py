@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tinyllm.testing.sockets.connections import End
 from tinyllm.testing.sockets.pipes import Wire
 from tinyllm.testing.sockets.streams import SimulatedSocket, StreamTransport
-from tinyllm.testing.tasks import PROCESS
+from tinyllm.testing.tasks import process_of
 
 if TYPE_CHECKING:
     from tinyllm.testing.sockets.names import SocketAddress
@@ -32,7 +32,7 @@ class Listener:
         self._context = context
         self.host = host
         self.name = name
-        self.process = context.get(PROCESS)
+        self.process = process_of(context)
         self.listening = False
         self.closed = False
         self.server: SimulatedServer

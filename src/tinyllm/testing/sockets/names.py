@@ -123,6 +123,7 @@ class Names:
         fault = self._points.strike("lookup", self._called(name) or name)
         answered: asyncio.Future[None] = self._wire.loop.create_future()
         delay_ns = fault.delay_ms * NS_PER_MS if isinstance(fault, Latency) else 0
+        delay_ns += self._wire.loop.outside_delay_ns(f"the address of {name}")
         timer = self._wire.later(delay_ns, lambda: end_wait(answered))
         try:
             await answered

@@ -27,7 +27,7 @@ from tinyllm.testing.sockets.listeners import Listener, SimulatedServer
 from tinyllm.testing.sockets.names import ANY_ADDRESS, Names, SocketAddress
 from tinyllm.testing.sockets.pipes import Wire
 from tinyllm.testing.sockets.streams import StreamTransport
-from tinyllm.testing.tasks import OWNER, PROCESS
+from tinyllm.testing.tasks import OWNER, PROCESS, Nobody, current_process
 
 if TYPE_CHECKING:
     from tinyllm.testing.loop import SimulatedLoop
@@ -160,7 +160,7 @@ class SocketNetwork:
         there = self._names.host_at(to[0])
         if there is None:
             raise os_error(errno.EHOSTUNREACH, f"Connect call failed {to}")
-        process = PROCESS.get()
+        process = current_process()
         self._watch(process)
         address, port = local_name or (self._names.own_address(here, to[0]), 0)
         client = End(self._wire, here, (address, port or self._free_port(here, ())), process)
@@ -255,7 +255,7 @@ class SocketNetwork:
     def _bind(self, name: SocketAddress) -> Listener:
         here = current_host()
         self._check_own(name)
-        self._watch(PROCESS.get())
+        self._watch(current_process())
         port = name[1] or self._free_port(here, self._listeners)
         others = self._listeners.setdefault((here, port), [])
         if any(ANY_ADDRESS in {name[0], other.name[0]} or name[0] == other.name[0] for other in others):
@@ -315,7 +315,7 @@ class SocketNetwork:
     def _bind_datagrams(self, name: SocketAddress, peer: SocketAddress | None) -> DatagramTransport:
         here = current_host()
         self._check_own(name)
-        self._watch(PROCESS.get())
+        self._watch(current_process())
         address, port = name[0], name[1] or self._free_port(here, self._datagrams.bound)
         if (here, port) in self._datagrams.bound:
             raise _cannot_bind(errno.EADDRINUSE, (address, port))
@@ -373,7 +373,7 @@ class SocketNetwork:
 def _context_of_nobody() -> Context:
     """A context that belongs to no process and to no owner."""
     context = copy_context()
-    context.run(PROCESS.set, None)
+    context.run(PROCESS.set, Nobody.NOBODY)
     context.run(OWNER.set, None)
     return context
 

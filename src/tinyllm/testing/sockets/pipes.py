@@ -118,6 +118,7 @@ class Pipe:
         """Send *segment*, which takes *extra_ns* longer than the link says. Does nothing when closed."""
         if self._closed:
             return
+        extra_ns += self._wire.loop.outside_delay_ns(f"what {self.source} sends to {self.target}")
         if type(segment) is bytes:
             self.unread_bytes += len(segment)
         if self._held or self._blocked():
