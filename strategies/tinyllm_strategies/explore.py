@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -45,17 +45,13 @@ class Exploration:
 
 
 @cache
-def _broken_by(kind: type[BaseException]) -> type[_Broken]:
-    return type(f"Broken[{kind.__qualname__}]", (_Broken,), {})
-
-
-def _kind_of(error: BaseException) -> type[_Broken]:
+def _broken_by(name: str) -> type[_Broken]:
     """A kind of its own for each type of error, so that shrinking does not slip from one to another."""
-    return _broken_by(type(error))
+    return type(f"Broken[{name}]", (_Broken,), {})
 
 
 def explore(
-    body: Body,
+    body: Body | Coroutine[Any, Any, Any],
     *,
     max_examples: int = 1_000,
     seed_number: int = 0,
@@ -73,10 +69,11 @@ def explore(
     `worlds`, and of `World`.
 
     Raises:
+        TypeError: *body* is a coroutine, which lives once only.
         NotDeterministicError: one plan gave two different lives.
     """
-    if not callable(body):
-        getattr(body, "close", dict)()  # a coroutine that nobody will await
+    if isinstance(body, Coroutine):
+        body.close()
         raise TypeError(f"explore takes a coroutine function of one world, not {body!r}")
     how |= {"max_steps": max_steps, "max_still_steps": max_still_steps}
     examples = shrinks = 0
@@ -99,7 +96,7 @@ def explore(
             raise
         if life.error is not None:
             failed.append(life)
-            raise _kind_of(life.error)(str(life.error)) from life.error
+            raise _broken_by(type(life.error).__qualname__)(str(life.error)) from life.error
 
     chosen = settings(
         max_examples=max_examples,

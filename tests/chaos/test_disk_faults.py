@@ -72,7 +72,7 @@ def counter(world, acknowledged):
             database.execute("CREATE TABLE IF NOT EXISTS counted(number INTEGER PRIMARY KEY, twice INTEGER)")
             while True:
                 await asyncio.sleep(0.001)
-                number = 1 + (database.execute("SELECT max(number) FROM counted").fetchone()[0] or 0)
+                number = 1 + len(database.execute("SELECT number FROM counted").fetchall())
                 database.execute("INSERT INTO counted VALUES (?, ?)", (number, 2 * number))
                 acknowledged.append(number)
         except (apsw.IOError, apsw.FullError):

@@ -255,10 +255,10 @@ class Host:
 
     def start(
         self, program: Program | Coroutine[Any, Any, Any], *args: Any, name: str | None = None
-    ) -> SimulatedTask[Any] | None:
-        """Run `program(*args)` as a task of this host, now and again each time the host restarts.
+    ) -> Any:
+        """Run `program(*args)` as a task of this host, now and again each time the host restarts; give the task.
 
-        On a host that is down it starts with the host, and there is no task yet.
+        On a host that is down it starts with the host; then there is no task yet, and it gives None.
 
         Its exceptions are the world's to judge, as those of every task that nobody awaits.
 

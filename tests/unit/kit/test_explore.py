@@ -235,7 +235,7 @@ async def relies_on_the_fairness_of_a_lock(world):
 async def relies_on_the_order_of_waiters(world):
     log = []
     loop = asyncio.get_running_loop()
-    answer = loop.run_in_executor(None, list)
+    answer: asyncio.Future = loop.run_in_executor(None, list)
 
     async def one(number):
         await answer

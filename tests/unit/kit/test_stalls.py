@@ -214,7 +214,7 @@ def test_what_comes_from_outside_may_come_late_while_all_else_goes_on():
 
         async def sleeps():
             await asyncio.sleep(0.005)
-            log.append("timer")
+            log.append(b"timer")
 
         await asyncio.gather(asks(), sleeps())
         return log
@@ -233,9 +233,9 @@ def test_what_comes_from_outside_may_come_late_while_all_else_goes_on():
             log = world.run(main)
             return log, [hold.kind for hold in world.loop.applied_holds]
 
-    assert ([b"answer", "timer"], []) == lived(())
+    assert ([b"answer", b"timer"], []) == lived(())
     lives = [lived((Hold(gap, 8),)) for gap in range(16)]
-    assert (["timer", b"answer"], ["late"]) in lives
+    assert ([b"timer", b"answer"], ["late"]) in lives
 
 
 def test_packets_of_one_connection_and_jobs_of_one_thread_keep_their_order_however_late():
