@@ -271,7 +271,7 @@ class World:
             left = tuple(task.get_name() for task in self.loop.pending_tasks())
             self.loop.end_leftovers()
         self.loop.report_unseen()
-        problems += [_problem(context) for context in self.loop.unhandled]
+        problems += _unhandled(self.loop)
         trace = self.governor.trace
         return Chronicle(
             plan=self.plan,
@@ -364,6 +364,13 @@ def _until_done(main: Callable[..., Coroutine[Any, Any, _T]], done: asyncio.Futu
     return program
 
 
-def _problem(context: dict[str, Any]) -> Problem:
-    error = context.get("exception")
-    return Problem(f"{context.get('message')}" + ("" if error is None else f": {type(error).__name__}: {error}"), error)
+def _unhandled(loop: SimulatedLoop) -> Iterator[Problem]:
+    """What reached the loop's exception handler.
+
+    But no cancellation: asyncio's own streams of Python 3.11 report the handlers that are cancelled at the end.
+    """
+    for context in loop.unhandled:
+        error = context.get("exception")
+        if not isinstance(error, asyncio.CancelledError):
+            because = "" if error is None else f": {type(error).__name__}: {error}"
+            yield Problem(f"{context.get('message')}{because}", error)

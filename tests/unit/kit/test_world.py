@@ -301,6 +301,29 @@ def test_exceptions_that_nobody_saw_are_wrong():
     assert 1 == len(caught.value.problems)
 
 
+def test_a_stream_handler_that_is_cancelled_at_the_end_is_nothing_wrong():
+    async def handles(reader, writer):
+        await reader.read()
+
+    async def serve():
+        await (await asyncio.start_server(handles, "db", 7)).serve_forever()
+
+    async def main():
+        await asyncio.sleep(1)
+        _, writer = await asyncio.open_connection("db", 7)
+        await asyncio.sleep(1)
+        kept.append(writer)
+
+    kept: list = []
+    with World() as world:
+        world.host("db").start(serve)
+        world.run(main)
+        chronicle = world.finish()
+        kept.pop().close()
+    assert () == chronicle.problems
+    assert 2 <= len(chronicle.left)
+
+
 def test_conditions_are_judged_when_all_is_healed_and_the_world_at_rest():
     async def writes():
         await asyncio.sleep(1)
