@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.examples import a_share
 from tinyllm.testing.disk.sqlite import connect
 from tinyllm.testing.faults import At, Crash, DiskError, LostWrites, ReorderedWrites, TornWrite
 from tinyllm.testing.plan import WorldPlan
@@ -111,6 +112,7 @@ CRASHES = st.builds(
 )
 
 
+@a_share(5)
 @given(crashes=st.lists(CRASHES, min_size=1, max_size=3), drawn=worlds(families=("disk",), hosts=("db",)))
 def test_nothing_that_sqlite_acknowledged_is_lost_whatever_happens_to_its_host(crashes, drawn):
     plan = WorldPlan(schedule=drawn.schedule, strikes=drawn.strikes, lasting=tuple(crashes), seed=drawn.seed)

@@ -136,7 +136,7 @@ BROKEN = [
 @pytest.mark.parametrize(("program", "error", "examples"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
 @pytest.mark.parametrize("seed", range(3))
 def test_a_bug_is_found_and_shrunk_to_one_decision(program, error, examples, seed):
-    found = explore(program, seed_number=seed, max_examples=2_000)
+    found = explore(program, seed_number=seed, max_examples=2_000, max_still_steps=2_000)
     assert isinstance(found.finding.error, error)
     assert found.finding.reachable
     assert found.finding.plan.decisions <= 1
@@ -332,9 +332,9 @@ SOUND = [
 @pytest.mark.parametrize("families", [(), ("process", "clock", "resources")])
 @pytest.mark.parametrize("program", SOUND, ids=lambda program: program.__name__)
 def test_what_stock_asyncio_cannot_break_is_not_reported(program, families):
-    found = explore(program, max_examples=300, families=families)
+    found = explore(program, max_examples=150, families=families)
     assert found.finding is None
-    assert 300 == found.examples
+    assert 150 == found.examples
 
 
 def test_orders_that_asyncio_never_has_are_found_when_asked_for_and_told_as_such():

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 import pytest
 from hypothesis import given
 
+from tests.support.examples import a_share
 from tinyllm.testing import faults as all_faults
 from tinyllm.testing.faults import (
     FAMILIES,
@@ -98,6 +99,7 @@ def test_parts_of_another_type_are_refused(parts, why):
         WorldPlan(**parts)
 
 
+@a_share(5)
 @given(plan=drawn)
 def test_a_plan_prints_as_the_code_that_makes_it_and_travels_as_json(plan):
     assert plan == eval(repr(plan), dict(NAMES))
@@ -137,11 +139,13 @@ def test_what_is_not_even_an_object_is_refused(value):
 # --- simpler ones ----------------------------------------------------------------------------------------
 
 
+@a_share(5)
 @given(plan=drawn)
 def test_following_simpler_plans_ends_at_the_plainest(plan):
     assert WorldPlan(external_only=plan.external_only) == simplest_plan(plan, lambda _: True, tries=100_000)
 
 
+@a_share(5)
 @given(plan=drawn)
 def test_no_plan_is_among_those_simpler_than_it(plan):
     assert plan not in list(simpler_plans(plan))
@@ -211,6 +215,7 @@ def test_each_fault_strikes_at_each_of_its_points():
 def test_a_family_that_is_not_wanted_is_not_drawn(family):
     wanted = tuple(other for other in FAMILIES if other != family)
 
+    @a_share(5)
     @given(plans.worlds(hosts=("a",), families=wanted))
     def check(plan):
         assert all(fault.family != family for fault in plan.lasting)
@@ -219,6 +224,7 @@ def test_a_family_that_is_not_wanted_is_not_drawn(family):
     check()
 
 
+@a_share(5)
 @given(plans.worlds())
 def test_without_named_hosts_no_host_is_taken_down_or_cut_off(plan):
     for fault in plan.lasting:
@@ -227,6 +233,7 @@ def test_without_named_hosts_no_host_is_taken_down_or_cut_off(plan):
         assert fault.name not in {"crash", "restart", "pause", "host down", "torn write"}
 
 
+@a_share(5)
 @given(plans.worlds(timed=False, external_only=False))
 def test_without_times_no_hold_lasts_for_one(plan):
     assert not plan.external_only
@@ -251,6 +258,7 @@ def test_worlds_shrink_to_the_plainest_and_before_that_to_one_thing():
     assert 1 == find(drawn, struck, settings=chosen).decisions
 
 
+@a_share(5)
 @given(plan=drawn)
 def test_plans_are_values(plan):
     assert plan == replace(plan)

@@ -37,6 +37,7 @@ from tests.support.asyncio_programs import (
     outcome,
     programs,
 )
+from tests.support.examples import a_share
 from tinyllm.testing.loop import SimulatedLoop, run
 from tinyllm.testing.loop_errors import FencedError, StuckError
 
@@ -163,6 +164,7 @@ def _nothing_is_collected_by_chance() -> Iterator[None]:
     gc.unfreeze()
 
 
+@a_share(3)
 @given(program=programs)
 def test_a_program_has_the_same_outcome_on_the_loop_of_asyncio(program):
     assert outcome(StockLoop, program) == outcome(OurLoop, program)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+from hypothesis import settings
 
 pytest_plugins = ["pytester"]
 
@@ -22,11 +25,15 @@ settings.load_profile("here")
 
 @pytest.fixture
 def run(pytester):
+    """Runs tests in this process, and gives the suite back its own profile, which they replace by theirs."""
+    profile = settings.get_current_profile_name()
+
     def run_test(body):
         pytester.makepyfile(HEAD + body)
         return pytester.runpytest_inprocess("-q", "-p", "no:cacheprovider", "-p", "no:cov", "-p", "no:xdist")
 
-    return run_test
+    yield run_test
+    settings.load_profile(profile)
 
 
 def test_an_hour_of_sleep_costs_nothing(run):
@@ -344,3 +351,9 @@ def test_plain():
     )
     result = pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:cov")
     result.assert_outcomes(passed=1)
+
+
+def test_the_suite_keeps_its_profile():
+    """The others here run before it: what they loaded must be gone."""
+    chosen = os.environ.get("TINYLLM_PROFILE", "dev")
+    assert chosen == settings.get_current_profile_name()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.examples import a_share
 from tinyllm.testing.holds import AppliedHold
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.plan import WorldPlan
@@ -151,6 +152,7 @@ def on_a_host(schedule, delays):
 
 
 @pytest.mark.parametrize("live", [alone, on_a_host])
+@a_share(3)
 @given(delays=DELAYS, data=st.binary(max_size=6))
 def test_what_stalls_make_happen_stock_asyncio_does_when_its_steps_take_as_long(live, delays, data):
     ours, stalls = live(decode(bytes(byte & 0xF3 for byte in data)), delays)
