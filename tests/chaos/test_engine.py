@@ -92,6 +92,8 @@ def test_every_rare_defect_is_on_the_list():
     assert set() == RARE - {defect.name for defect in DEFECTS}
 
 
+# What the hunts run is engine that was changed on purpose, and measuring it takes three times as long.
+@pytest.mark.no_cover
 @pytest.mark.parametrize("defect", LOOKED_FOR, ids=str)
 def test_a_seeded_defect_is_found_in_a_drawn_life(defect):
     """Shrinking is left out: finding is what is promised here, and the stories have tests of their own.
