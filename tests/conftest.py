@@ -1,5 +1,7 @@
 """The suite's profile: `TINYLLM_PROFILE` names it, dev by default."""
 
+from functools import cache
+
 from hypothesis.internal.conjecture import providers
 
 from tinyllm_strategies import profiles
@@ -12,6 +14,7 @@ profiles.register()
 _is_local = providers.is_local_module_file
 
 
+@cache
 def _is_engine(path: str) -> bool:
     return _is_local(path) and "/tinyllm/testing/" not in path and "/benchmarks/" not in path
 
