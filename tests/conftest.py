@@ -8,15 +8,13 @@ from tinyllm_strategies import profiles
 
 profiles.register()
 
-# Hypothesis takes constants out of the source of what is imported, and draws them now and then. Which modules of
-# the testing kit are imported depends on the tests that ran before in the process; only the engine's shall count, or
-# a hunt for a defect would draw other lives in another order of tests.
-_is_local = providers.is_local_module_file
-
 
 @cache
-def _is_engine(path: str) -> bool:
-    return _is_local(path) and "/tinyllm/testing/" not in path and "/benchmarks/" not in path
+def _is_local(path: str) -> bool:
+    return False
 
 
-providers.is_local_module_file = _is_engine
+# Hypothesis takes constants out of the source of what is imported, and draws them now and then. What is imported
+# depends on the tests that ran before in the process, and a hunt for a defect would draw other lives in another
+# order of tests, or after a change elsewhere.
+providers.is_local_module_file = _is_local

@@ -98,8 +98,8 @@ def test_every_rare_defect_is_on_the_list():
 def test_a_seeded_defect_is_found_in_a_drawn_life(defect):
     """Shrinking is left out: finding is what is promised here, and the stories have tests of their own.
 
-    Most are found within a few hundred lives and all within 2,000; Hypothesis draws other lives whenever constants
-    in the source change, so the bound leaves room.
+    Most are found within a few hundred lives and all within 2,000; another version of Hypothesis may draw other
+    lives, so the bound leaves room.
     """
 
     @seed(0)
