@@ -78,7 +78,7 @@ from tinyllm.testing.faults import (
     WrongType,
 )
 from tinyllm.testing.plan import WorldPlan
-from tinyllm.testing.schedule import Schedule, decode
+from tinyllm.testing.schedule import decode
 
 __all__ = ["decode_lasting", "decode_strikes", "worlds"]
 
@@ -234,18 +234,15 @@ def _worlds(
     calls = decode_strikes(strikes, families=present, rate=rate)
     if cancelled is not None:
         calls = (At(point="await", number=cancelled, fault=Cancelled()), *calls)
+    made = decode(bytes(byte & gaps for byte in schedule), timed=timed)
     return WorldPlan(
-        schedule=_postponed(decode(bytes(byte & gaps for byte in schedule), timed=timed), late),
+        schedule=made,
+        begins=late if made else 0,
         strikes=calls,
         lasting=decode_lasting(lasting, families=present, hosts=hosts),
         seed=draw(_SEEDS),
         external_only=external_only,
     )
-
-
-def _postponed(schedule: Schedule, late: int) -> Schedule:
-    """*schedule* with so many more wake-ups in front of its first hold."""
-    return (replace(schedule[0], gap=schedule[0].gap + late), *schedule[1:]) if schedule and late else schedule
 
 
 def decode_strikes(data: bytes, *, families: tuple[str, ...], rate: float) -> tuple[At, ...]:

@@ -28,7 +28,9 @@ class AppliedHold:
 
 
 class Holds:
-    """Consumes a schedule. `held` counts the wake-ups that are held, for steps or for a time.
+    """Consumes a schedule, which *begins* after so many contested wake-ups.
+
+    `held` counts the wake-ups that are held, for steps or for a time.
 
     The loop asks `upcoming` and `for_steps` at each step, so they are plain attributes: the hold to apply
     next or None, and the heap of wake-ups held for steps, each with the number of the task step after
@@ -37,13 +39,14 @@ class Holds:
 
     __slots__ = ("_gap", "_next_sequence", "_rest", "applied", "for_steps", "held", "upcoming")
 
-    def __init__(self, schedule: Iterable[Hold]) -> None:
+    def __init__(self, schedule: Iterable[Hold], begins: int = 0) -> None:
         self._rest = iter(schedule)
         self._next_sequence = count().__next__
         self.applied: list[AppliedHold] = []
         self.for_steps: list[tuple[int, int, SimulatedHandle]] = []
         self.held = 0
         self._advance()
+        self._gap += begins
 
     def _advance(self) -> None:
         self.upcoming = next(self._rest, None)

@@ -101,6 +101,8 @@ class SimulatedLoop(ReportingLoop):
     What comes from outside may come late as well: see `outside_delay_ns`. Every wake-up counts then, contested
     or not, and so does whatever comes from outside.
 
+    The schedule begins when *schedule_begins* of what counts have passed.
+
     Public to read: `steps` run so far (callbacks of every kind; at most *max_steps* in the life of the
     loop), `applied_holds`, and `unhandled`, the contexts that reached the default exception handler.
     Nothing is printed.
@@ -118,6 +120,7 @@ class SimulatedLoop(ReportingLoop):
         *,
         external_only: bool = True,
         stalls: bool = False,
+        schedule_begins: int = 0,
         max_steps: int = 1_000_000,
         max_still_steps: int | None = None,
     ) -> None:
@@ -147,7 +150,7 @@ class SimulatedLoop(ReportingLoop):
         # Timers, and wake-ups held for a time. The sequence decides ties, so handles are never compared.
         self._timers: list[tuple[int, int, Runnable]] = []
         self._cancelled_timers = 0
-        self._holds = Holds(schedule)
+        self._holds = Holds(schedule, schedule_begins)
         self.applied_holds = self._holds.applied
         self._stalls = stalls and external_only
         #: What every wake-up counts as, unless something outside the program caused it.

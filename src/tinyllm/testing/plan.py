@@ -21,6 +21,7 @@ from tinyllm.testing.faults import (
     shortest_code,
 )
 from tinyllm.testing.schedule import Hold, Schedule
+from tinyllm.testing.simplest import replaced, simplest
 
 __all__ = ["PlanError", "WorldPlan", "plan_from_json", "plan_to_json", "simpler_plans", "simplest_plan"]
 
@@ -33,14 +34,15 @@ class PlanError(ValueError):
 class WorldPlan:
     """Who runs when, what goes wrong, and the seed of everything else that is chance.
 
-    `strikes` are the faults of one moment, `lasting` those that last. With `external_only` the schedule makes
-    only what stock asyncio could have done.
+    `strikes` are the faults of one moment, `lasting` those that last. The schedule begins when `begins` wake-ups
+    and arrivals have passed; with `external_only` it makes only what stock asyncio could have done.
 
     Raises:
-        PlanError: a part is of another type than it says.
+        PlanError: a part is of another type than it says, or `begins` is below 0.
     """
 
     schedule: Schedule = ()
+    begins: int = 0
     strikes: tuple[At, ...] = ()
     lasting: tuple[LastingFault, ...] = ()
     seed: int = 0
@@ -52,6 +54,9 @@ class WorldPlan:
         _require_all("schedule", self.schedule, Hold)
         _require_all("strikes", self.strikes, At)
         _require_all("lasting", self.lasting, Lasting)
+        _of_type(int, "begins", self.begins)
+        if self.begins < 0:
+            raise PlanError(f"begins is at least 0, not {self.begins}")
         _of_type(int, "seed", self.seed)
         _of_type(bool, "external_only", self.external_only)
 
@@ -77,22 +82,8 @@ def _require_all(name: str, values: object, kind: type) -> None:
 
 
 def simplest_plan(plan: WorldPlan, still_fails: Callable[[WorldPlan], bool], *, tries: int = 200) -> WorldPlan:
-    """The canonical plan near this one: nothing can be dropped or made smaller, or *tries* plans were tried.
-
-    What a shrinker of bytes leaves behind goes here: a hold or a fault that does nothing, a level that is
-    higher than it need be.
-    """
-    found = True
-    while found:
-        found = False
-        for candidate in simpler_plans(plan):
-            if not tries:
-                return plan
-            tries -= 1
-            if still_fails(candidate):
-                plan, found = candidate, True
-                break
-    return plan
+    """The canonical plan near this one: nothing can be dropped or made smaller, or *tries* plans were tried."""
+    return simplest(plan, simpler_plans, still_fails, tries=tries)
 
 
 def simpler_plans(plan: WorldPlan) -> Iterator[WorldPlan]:
@@ -103,12 +94,18 @@ def simpler_plans(plan: WorldPlan) -> Iterator[WorldPlan]:
             yield replace(plan, **{name: faults[:index] + faults[index + 1 :]})
     for schedule in schedules.simpler(plan.schedule):
         yield replace(plan, schedule=schedule)
+    if len(plan.schedule) > 1:
+        # The first hold let its gap pass and took one wake-up: the others begin after all of them.
+        first, *rest = plan.schedule
+        yield replace(plan, begins=plan.begins + first.gap + 1, schedule=tuple(rest))
+    if plan.begins:
+        yield replace(plan, begins=0)
     for index, strike in enumerate(plan.strikes):
         for fault in _milder(strike.fault):
-            yield replace(plan, strikes=_with(plan.strikes, index, replace(strike, fault=fault)))
+            yield replace(plan, strikes=replaced(plan.strikes, index, replace(strike, fault=fault)))
     for index, lasting in enumerate(plan.lasting):
         for milder in _milder(lasting):
-            yield replace(plan, lasting=_with(plan.lasting, index, milder))
+            yield replace(plan, lasting=replaced(plan.lasting, index, milder))
     if plan.seed:
         yield replace(plan, seed=0)
 
@@ -124,10 +121,6 @@ def _milder(fault: Fault | Lasting) -> Iterator[Any]:
                 continue
 
 
-def _with(items: tuple[Any, ...], index: int, item: Any) -> tuple[Any, ...]:
-    return (*items[:index], item, *items[index + 1 :])
-
-
 # --- JSON ------------------------------------------------------------------------------------------------
 
 
@@ -136,6 +129,7 @@ def plan_to_json(plan: WorldPlan) -> dict[str, Any]:
     strikes = [{"point": at.point, "number": at.number, **fault_to_json(at.fault)} for at in plan.strikes]
     return {
         "schedule": schedules.to_json(plan.schedule),
+        "begins": plan.begins,
         "strikes": strikes,
         "lasting": [fault_to_json(fault) for fault in plan.lasting],
         "seed": plan.seed,
@@ -152,6 +146,7 @@ def plan_from_json(value: Any) -> WorldPlan:
     try:
         return WorldPlan(
             schedule=schedules.from_json(value["schedule"]),
+            begins=value["begins"],
             strikes=tuple(_strike(at) for at in value["strikes"]),
             lasting=tuple(fault_from_json(fault) for fault in value["lasting"]),
             seed=value["seed"],

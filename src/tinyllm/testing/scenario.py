@@ -21,6 +21,8 @@ from tinyllm.testing.graph_world import GraphWorld, RunPlan
 from tinyllm.testing.history import History
 from tinyllm.testing.schedule import Schedule
 from tinyllm.testing.script import Says, Script, hosts_of
+from tinyllm.testing.simplest import replaced
+from tinyllm.testing.simplest import simplest as follow
 
 
 class ScenarioError(TinyLLMError):
@@ -72,23 +74,8 @@ def play(scenario: Scenario, graph: Graph) -> History:
 
 
 def simplest(scenario: Scenario, still_fails: Callable[[Scenario], bool], *, tries: int = 200) -> Scenario:
-    """The simplest scenario near this one that still fails, after at most `tries` of them.
-
-    What a shrinker of bytes leaves behind (a hold or a fault that does nothing, a longer delay than
-    needed) goes here: each candidate drops one thing or makes it smaller, until none still fails.
-    """
-    left = tries
-    found = True
-    while found and left > 0:
-        found = False
-        for candidate in simpler(scenario):
-            if left <= 0:
-                break
-            left -= 1
-            if still_fails(candidate):
-                scenario, found = candidate, True
-                break
-    return scenario
+    """The simplest scenario near this one that still fails, after at most `tries` of them."""
+    return follow(scenario, simpler, still_fails, tries=tries)
 
 
 def simpler(scenario: Scenario) -> Iterator[Scenario]:
@@ -107,7 +94,7 @@ def simpler(scenario: Scenario) -> Iterator[Scenario]:
     yield from _smaller_faults(scenario)
     for index, run in enumerate(scenario.runs):
         for smaller in _smaller_runs(run):
-            yield replace(scenario, runs=_with(scenario.runs, index, smaller))
+            yield replace(scenario, runs=replaced(scenario.runs, index, smaller))
 
 
 def _without_run(scenario: Scenario, index: int) -> Scenario:
@@ -127,11 +114,11 @@ def _smaller_faults(scenario: Scenario) -> Iterator[Scenario]:
     for index, call in enumerate(faults.calls):
         if isinstance(call.fault, Latency) and call.fault.delay_ms > 1:
             milder = replace(call, fault=Latency(delay_ms=call.fault.delay_ms // 10))
-            yield replace(scenario, faults=replace(faults, calls=_with(faults.calls, index, milder)))
+            yield replace(scenario, faults=replace(faults, calls=replaced(faults.calls, index, milder)))
     for index, down in enumerate(faults.lasting):
         if down.start_ms:
             earlier = replace(down, start_ms=0)
-            yield replace(scenario, faults=replace(faults, lasting=_with(faults.lasting, index, earlier)))
+            yield replace(scenario, faults=replace(faults, lasting=replaced(faults.lasting, index, earlier)))
 
 
 def _smaller_runs(run: RunPlan) -> Iterator[RunPlan]:
@@ -148,10 +135,6 @@ def _smaller_runs(run: RunPlan) -> Iterator[RunPlan]:
 def _dropped(items: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     for index in range(len(items)):
         yield items[:index] + items[index + 1 :]
-
-
-def _with(items: tuple[Any, ...], index: int, item: Any) -> tuple[Any, ...]:
-    return (*items[:index], item, *items[index + 1 :])
 
 
 # --- JSON ----------------------------------------------------------------------------------------------

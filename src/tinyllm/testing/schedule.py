@@ -35,9 +35,7 @@ STEP_LEVELS: Final = 7
 
 HOLD_NS: Final = (1_000_000, 10_000_000, 100_000_000, 1_000_000_000, 10_000_000_000)
 
-GAP_MAX: Final = 1_023
-#: The longest gap that a byte stands for.
-BYTE_GAP_MAX: Final = 15
+GAP_MAX: Final = 15
 LEVEL_MAX: Final = STEP_LEVELS + len(HOLD_NS) - 1
 
 
@@ -53,7 +51,7 @@ class Hold:
     10 ms, 100 ms, 1 s and 10 s of virtual time.
 
     Raises:
-        ScheduleError: gap is outside 0 to 1,023, or level outside 0 to 11, or either is no int.
+        ScheduleError: gap is outside 0 to 15, or level outside 0 to 11, or either is no int.
     """
 
     gap: int
@@ -98,14 +96,7 @@ def decode(data: bytes, *, timed: bool = True) -> Schedule:
 
 
 def encode(schedule: Iterable[Hold]) -> bytes:
-    """The shortest bytes that `decode` turns into *schedule*; b"" for the empty one.
-
-    Raises:
-        ScheduleError: a gap is above 15; no byte stands for it.
-    """
-    schedule = tuple(schedule)
-    for hold in schedule:
-        _check("gap of a byte", hold.gap, BYTE_GAP_MAX)
+    """The shortest bytes that `decode` turns into *schedule*; b"" for the empty one."""
     return bytes((hold.level + 1) << 4 | hold.gap for hold in schedule)
 
 

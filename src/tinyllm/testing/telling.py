@@ -54,9 +54,10 @@ def _given(plan: WorldPlan) -> Iterator[str]:
     if not plan.schedule:
         yield f"  {'schedule':<10} stock asyncio"
     for number, hold in enumerate(plan.schedule):
+        passing = hold.gap if number else hold.gap + plan.begins
         short = f"{hold.steps} us" if plan.external_only else f"{hold.steps} steps of others"
         length = short if hold.steps is not None else f"{(hold.time_ns or 0) // 1_000_000} ms"
-        when = f"{hold.gap} wake-ups and arrivals pass, the next takes {length} longer"
+        when = f"{passing} wake-ups and arrivals pass, the next takes {length} longer"
         yield f"  {'' if number else 'schedule':<10} {when}"
 
 

@@ -114,7 +114,7 @@ def test_the_plainest_plan_prints_plainly():
 @pytest.mark.parametrize(
     "change",
     [
-        {"schedule": [{"gap": 9_999, "level": 0}]},
+        {"schedule": [{"gap": 99, "level": 0}]},
         {"strikes": [{"point": "request", "number": 0, "fault": "lunch"}]},
         {"strikes": [{"point": "request", "fault": "refused"}]},
         {"strikes": None},

@@ -67,11 +67,11 @@ def test_a_level_lasts_for_steps_or_for_a_time_and_never_both():
 @pytest.mark.parametrize(
     ("gap", "level", "words"),
     [
-        (-1, 0, "gap must be from 0 to 1023, not -1; the nearest allowed is 0"),
-        (1_024, 0, "gap must be from 0 to 1023, not 1024; the nearest allowed is 1023"),
+        (-1, 0, "gap must be from 0 to 15, not -1; the nearest allowed is 0"),
+        (16, 0, "gap must be from 0 to 15, not 16; the nearest allowed is 15"),
         (0, 12, "level must be from 0 to 11, not 12; the nearest allowed is 11"),
         (0, True, "level must be an int from 0 to 11, not True"),
-        ("1", 0, "gap must be an int from 0 to 1023, not '1'"),
+        ("1", 0, "gap must be an int from 0 to 15, not '1'"),
     ],
 )
 def test_a_hold_outside_its_bounds_is_refused_with_the_nearest_that_is_allowed(gap, level, words):
@@ -87,7 +87,7 @@ def test_a_hold_outside_its_bounds_is_refused_with_the_nearest_that_is_allowed(g
         ({"gap": 1}, "a schedule must be a list of holds"),
         ([{"gap": 1, "level": 2}, {"gap": 1}], "hold 1 must be an object with exactly gap and level"),
         ([{"gap": 1, "level": 2, "x": 3}], "hold 0 must be an object with exactly gap and level"),
-        ([{"gap": 9_999, "level": 2}], "hold 0: gap must be from 0 to 1023"),
+        ([{"gap": 99, "level": 2}], "hold 0: gap must be from 0 to 15"),
         ([7], "hold 0 must be an object"),
     ],
 )
