@@ -22,7 +22,8 @@ from tinyllm.graph import Graph, wrapped_by
 from tinyllm.testing.history import History, RunRecord
 from tinyllm.testing.ollama_host import CallRecord
 from tinyllm.testing.scenario import Scenario, scenario_to_json
-from tinyllm.testing.script import NS_PER_MS, Says
+from tinyllm.testing.script import Says
+from tinyllm.testing.units import NS_PER_MS
 from tinyllm.trace import EventKind, TraceEvent
 from tinyllm_fuzz.hunt import Finding
 

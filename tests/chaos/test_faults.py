@@ -37,7 +37,8 @@ from tinyllm.testing.graph_world import GraphWorld, RunPlan
 from tinyllm.testing.http.network import Network
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.ollama_host import CallRecord, OllamaHost, Voice
-from tinyllm.testing.script import NS_PER_MS, SERVICE_MS, TOKENS_IN, Ask, Reply, Says, Script, hosts_of, models_of
+from tinyllm.testing.script import SERVICE_MS, TOKENS_IN, Ask, Reply, Says, Script, hosts_of, models_of
+from tinyllm.testing.units import NS_PER_MS
 
 pytestmark = pytest.mark.chaos
 

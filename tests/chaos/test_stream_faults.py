@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -530,8 +531,8 @@ def test_a_client_that_dies_breaks_its_connections():
         assert [] == world.sockets.connections
 
 
-def test_what_a_partition_held_in_the_kernel_of_a_host_is_lost_when_it_crashes():
-    got: list[Any] = []
+def taking_into(got: list[Any]) -> Callable[[], Coroutine[Any, Any, None]]:
+    """A server that puts what it reads into *got*, and how the connection broke."""
 
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -541,8 +542,15 @@ def test_what_a_partition_held_in_the_kernel_of_a_host_is_lost_when_it_crashes()
             got.append("reset")
         writer.close()
 
-    async def serve_take() -> None:
+    async def serve() -> None:
         await asyncio.start_server(take, None, 80)
+
+    return serve
+
+
+def test_what_a_partition_held_in_the_kernel_of_a_host_is_lost_when_it_crashes():
+    got: list[Any] = []
+    serve_take = taking_into(got)
 
     async def client() -> None:
         _, writer = await asyncio.open_connection("db", 80)
@@ -565,17 +573,7 @@ def test_what_a_partition_held_in_the_kernel_of_a_host_is_lost_when_it_crashes()
 
 def test_a_paused_server_hears_the_last_words_of_a_client_that_has_died_meanwhile():
     got: list[Any] = []
-
-    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                got.append(await reader.read(100))
-        except ConnectionResetError:
-            got.append("reset")
-        writer.close()
-
-    async def serve_take() -> None:
-        await asyncio.start_server(take, None, 80)
+    serve_take = taking_into(got)
 
     async def client() -> None:
         _, writer = await asyncio.open_connection("db", 80)

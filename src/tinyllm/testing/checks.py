@@ -16,7 +16,8 @@ from tinyllm.errors import ErrorCode
 from tinyllm.testing.agreement import disagreements, unjudged, visits_of
 from tinyllm.testing.history import History, RunRecord, first_difference
 from tinyllm.testing.reference import TooManyOutcomesError
-from tinyllm.testing.script import NS_PER_MS, calls_of
+from tinyllm.testing.script import calls_of
+from tinyllm.testing.units import NS_PER_MS
 from tinyllm.trace import EventKind, RunResult, TraceEvent
 
 VerdictWord = Literal["ok", "unknown", "bad"]

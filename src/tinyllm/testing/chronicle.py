@@ -12,18 +12,18 @@ from tinyllm.testing.faults import At
 from tinyllm.testing.holds import AppliedHold
 from tinyllm.testing.loop_errors import SimulationError
 from tinyllm.testing.plan import WorldPlan
+from tinyllm.testing.units import NS_PER_MS
 
 if TYPE_CHECKING:
     from tinyllm.testing.world import World
 
 __all__ = ["Chronicle", "Event", "Problem", "WorldError", "events_of", "first_difference"]
 
-NS_PER_MS = 1_000_000
 #: What the world notes when it is healed.
 HEALED = "is healed"
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Event:
     """Something that the world did, or that was done to it: when, to whom, and what."""
 

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-__all__ = ["EPOCH", "WallClock"]
+from tinyllm.testing.units import EPOCH
 
-EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
-"""What the clocks of a world show when it begins, unless told otherwise."""
+__all__ = ["WallClock"]
 
 _UNIX: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _PPM: Final = 1_000_000

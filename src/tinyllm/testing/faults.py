@@ -483,7 +483,11 @@ class Lasting:
         _require("start_ms", self.start_ms, 0, MS_MAX)
         if self.duration_ms is not None:
             _require("duration_ms", self.duration_ms, 0, MS_MAX)
+        self._check_target()
         self._check()
+
+    def _check_target(self) -> None:
+        """Refuse names that no host can have."""
 
     def _check(self) -> None:
         """Refuse settings that a kind does not allow."""
@@ -499,7 +503,7 @@ class OfHost(Lasting):
 
     host: str = HOME
 
-    def _check(self) -> None:
+    def _check_target(self) -> None:
         _require_host("host", self.host)
 
 
@@ -517,7 +521,7 @@ class OfLinks(Lasting):
 
     hosts: tuple[str, ...] = ()
 
-    def _check(self) -> None:
+    def _check_target(self) -> None:
         _require_hosts("hosts", self.hosts)
 
 
@@ -530,7 +534,6 @@ class SlowLink(OfLinks):
     delay_ms: int = 1_000
 
     def _check(self) -> None:
-        _require_hosts("hosts", self.hosts)
         _require("delay_ms", self.delay_ms, 0, MS_MAX)
 
 
@@ -543,7 +546,6 @@ class Jitter(OfLinks):
     delay_ms: int = 100
 
     def _check(self) -> None:
-        _require_hosts("hosts", self.hosts)
         _require("delay_ms", self.delay_ms, 0, MS_MAX)
 
 
@@ -556,7 +558,6 @@ class Bandwidth(OfLinks):
     bytes_per_s: int = 1_000
 
     def _check(self) -> None:
-        _require_hosts("hosts", self.hosts)
         _require("bytes_per_s", self.bytes_per_s, 1, 1 << 40)
 
 
@@ -569,7 +570,6 @@ class PacketLoss(OfLinks):
     percent: int = 10
 
     def _check(self) -> None:
-        _require_hosts("hosts", self.hosts)
         _require("percent", self.percent, 0, 100)
 
 
@@ -584,7 +584,6 @@ class Partition(OfLinks):
     one_way: bool = False
 
     def _check(self) -> None:
-        _require_hosts("hosts", self.hosts)
         _require_hosts("others", self.others)
         if not self.hosts:
             raise FaultError("hosts of a partition has one host at least; all links together can only be lost")
@@ -627,7 +626,6 @@ class OfDisk(OfHost):
     choice: int = 0
 
     def _check(self) -> None:
-        _require_host("host", self.host)
         _require("choice", self.choice, 0, 1 << 62)
 
 
@@ -664,7 +662,6 @@ class DiskFull(OfHost):
     free_bytes: int = 0
 
     def _check(self) -> None:
-        _require_host("host", self.host)
         _require("free_bytes", self.free_bytes, 0, 1 << 50)
 
 
@@ -677,7 +674,6 @@ class SlowSync(OfHost):
     delay_ms: int = 1_000
 
     def _check(self) -> None:
-        _require_host("host", self.host)
         _require("delay_ms", self.delay_ms, 0, MS_MAX)
 
 
@@ -690,7 +686,6 @@ class ClockJump(OfHost):
     jump_ms: int = 3_600_000
 
     def _check(self) -> None:
-        _require_host("host", self.host)
         _require("jump_ms", self.jump_ms, -365 * MS_MAX, 365 * MS_MAX)
 
 
@@ -703,7 +698,6 @@ class ClockDrift(OfHost):
     ppm: int = 10_000
 
     def _check(self) -> None:
-        _require_host("host", self.host)
         _require("ppm", self.ppm, -1_000_000, 1_000_000)
 
 
@@ -716,7 +710,6 @@ class MemoryPressure(OfHost):
     budget_bytes: int = 1_024
 
     def _check(self) -> None:
-        _require_host("host", self.host)
         _require("budget_bytes", self.budget_bytes, 0, 1 << 50)
 
 
@@ -729,7 +722,6 @@ class CpuSaturation(OfHost):
     step_us: int = 1_000
 
     def _check(self) -> None:
-        _require_host("host", self.host)
         _require("step_us", self.step_us, 0, MS_MAX * 1_000)
 
 

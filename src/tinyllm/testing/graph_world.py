@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from tinyllm.config import ExecutorConfig
@@ -25,9 +25,10 @@ from tinyllm.testing.http.network import Network
 from tinyllm.testing.loop import OWNER, LivelockError, SimulatedLoop, StuckError
 from tinyllm.testing.ollama_host import CallRecord, OllamaHost, Voice
 from tinyllm.testing.schedule import Schedule
-from tinyllm.testing.script import NS_PER_MS, Script
+from tinyllm.testing.script import Script
+from tinyllm.testing.unhandled import described
+from tinyllm.testing.units import EPOCH, NS_PER_MS
 
-EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 #: After the storm a world may take this much simulated time to come to rest.
 REST_NS = 3_600 * 1_000 * NS_PER_MS
 #: Steps of the loop that one world may take before it counts as a livelock.
@@ -203,7 +204,7 @@ class GraphWorld:
             if self._rest.at_rest:
                 self._rest.left = tuple(f"task {task.get_name()}" for task in self.loop.pending_tasks())
         self.loop.report_unseen()
-        self._rest.unhandled = tuple(_described(context) for context in self.loop.unhandled)
+        self._rest.unhandled = tuple(described(context) for context in self.loop.unhandled)
 
     def _watched(self) -> _Watch:
         return _Watch(self._rest)
@@ -229,8 +230,3 @@ class _Watch:
 async def _all_done(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         await asyncio.wait({task})
-
-
-def _described(context: dict[str, Any]) -> str:
-    error = context.get("exception")
-    return f"{context.get('message')}" + ("" if error is None else f": {type(error).__name__}: {error}")

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tinyllm.testing.faults import Bandwidth, Jitter, OfLinks, PacketLoss, Partition, SlowLink
+from tinyllm.testing.units import NS_PER_MS, NS_PER_S
 
 __all__ = ["LinkFault", "Links"]
 
 LinkFault = SlowLink | Jitter | Bandwidth | PacketLoss | Partition
 
-NS_PER_S: Final = 1_000_000_000
-NS_PER_MS: Final = 1_000_000
 #: How long a connection waits before it sends a lost packet again; doubled with each further loss.
 RESEND_NS: Final = 200 * NS_PER_MS
 #: So often a packet is sent again before it arrives in any case: loss of 100 % is a partition.

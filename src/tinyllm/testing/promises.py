@@ -13,7 +13,8 @@ from tinyllm.testing.agreement import expected_without_faults, unjudged
 from tinyllm.testing.checks import Breach, Check
 from tinyllm.testing.history import History, RunRecord
 from tinyllm.testing.reference import TooManyOutcomesError
-from tinyllm.testing.script import NS_PER_MS, leaves_of, models_of
+from tinyllm.testing.script import leaves_of, models_of
+from tinyllm.testing.units import NS_PER_MS
 
 DEAD_ENDS = (ErrorCode.ROUTING_ERROR, ErrorCode.GATE_FAILED, ErrorCode.BOUNDS_EXCEEDED)
 

@@ -15,10 +15,10 @@ from typing import Literal
 from tinyllm.config import GateConfig, ModelConfig, NodeConfig, RouterConfig
 from tinyllm.graph import Graph, wrapped_by
 from tinyllm.testing.faults import CallFaultKind, CutMidBody, FaultPlan, HostDown, Latency, Refused, ServerError
+from tinyllm.testing.units import NS_PER_MS
 
 #: How long a healthy host takes to answer.
 SERVICE_MS = 10
-NS_PER_MS = 1_000_000
 #: The prompt's tokens, whatever the prompt; an answer has one token for each of its words.
 TOKENS_IN = 3
 

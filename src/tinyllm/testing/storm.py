@@ -26,13 +26,12 @@ from tinyllm.testing.faults import (
 )
 from tinyllm.testing.loop import SimulatedLoop, SimulatedTimer
 from tinyllm.testing.tasks import nobodys_context
+from tinyllm.testing.units import NS_PER_MS
 
 if TYPE_CHECKING:
     from tinyllm.testing.world import World
 
 __all__ = ["Storm"]
-
-NS_PER_MS: Final = 1_000_000
 
 #: Faults that take a host down, and what is left of the writes that it had not synced.
 _POWER: Final[dict[type[LastingFault], Unsynced]] = {

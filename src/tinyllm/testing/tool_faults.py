@@ -13,12 +13,11 @@ from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.loop_errors import FencedError
 from tinyllm.testing.points import Points
 from tinyllm.testing.tasks import current_process
+from tinyllm.testing.units import NS_PER_MS
 
 __all__ = ["faulty"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-NS_PER_MS = 1_000_000
 
 
 def faulty(function: _F, name: str, points: Points, *, loop: SimulatedLoop) -> _F:

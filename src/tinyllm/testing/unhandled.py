@@ -8,9 +8,15 @@ from typing import Any, TypeAlias
 
 from tinyllm.testing.fences import FencedLoop
 
-__all__ = ["ReportingLoop"]
+__all__ = ["ReportingLoop", "described"]
 
 _ExceptionHandler: TypeAlias = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
+
+
+def described(context: dict[str, Any]) -> str:
+    """What reached an exception handler, in words."""
+    error = context.get("exception")
+    return f"{context.get('message')}" + ("" if error is None else f": {type(error).__name__}: {error}")
 
 
 class ReportingLoop(FencedLoop):

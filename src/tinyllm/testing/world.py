@@ -31,6 +31,8 @@ from tinyllm.testing.sockets.network import SocketNetwork
 from tinyllm.testing.storm import Storm
 from tinyllm.testing.tasks import name_of
 from tinyllm.testing.tool_faults import faulty
+from tinyllm.testing.unhandled import described
+from tinyllm.testing.units import NS_PER_MS
 from tinyllm.testing.waiting import place_of
 
 __all__ = ["World"]
@@ -38,7 +40,6 @@ __all__ = ["World"]
 _T = TypeVar("_T")
 _Condition = TypeVar("_Condition", bound=Callable[[], Any])
 
-NS_PER_MS: Final = 1_000_000
 #: After the storm a world may take this much virtual time to come to rest; less if nothing is to hold then.
 REST_MS: Final = 60_000
 SHORT_REST_MS: Final = 5_000
@@ -73,6 +74,7 @@ class World:
             plan.schedule,
             external_only=plan.external_only,
             stalls=True,
+            schedule_begins=plan.begins,
             max_steps=max_steps,
             max_still_steps=max_still_steps,
         )
@@ -372,5 +374,4 @@ def _unhandled(loop: SimulatedLoop) -> Iterator[Problem]:
     for context in loop.unhandled:
         error = context.get("exception")
         if not isinstance(error, asyncio.CancelledError):
-            because = "" if error is None else f": {type(error).__name__}: {error}"
-            yield Problem(f"{context.get('message')}{because}", error)
+            yield Problem(described(context), error)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyllm.testing.clocks import EPOCH, WallClock
+from tinyllm.testing.clocks import WallClock
+from tinyllm.testing.units import EPOCH
 
 pytestmark = pytest.mark.unit
 

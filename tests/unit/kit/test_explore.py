@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.support.protocols import a_task_for_each_message
 from tinyllm.testing.faults import At, Cancelled, Refused
 from tinyllm.testing.lives import NotDeterministicError, canonical, live, live_twice, reachable, same_failure
 from tinyllm.testing.loop import LivelockError, StuckError
@@ -248,18 +249,7 @@ async def relies_on_the_order_of_waiters(world):
 async def relies_on_the_order_of_a_stream(world):
     got: list = []
 
-    class Takes(asyncio.Protocol):
-        def data_received(self, data):
-            asyncio.get_running_loop().create_task(self.handle(data))
-
-        async def handle(self, data):
-            got.append(data)
-
-    async def serve():
-        loop = asyncio.get_running_loop()
-        await (await loop.create_server(Takes, "db", 7)).serve_forever()
-
-    world.host("db").start(serve)
+    world.host("db").start(a_task_for_each_message(got))
     writer = None
     while writer is None:
         with contextlib.suppress(ConnectionRefusedError):

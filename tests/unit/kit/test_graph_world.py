@@ -13,11 +13,12 @@ from tinyllm.config import ExecutorConfig
 from tinyllm.nodes.base import passed_on, success
 from tinyllm.testing.checks import ENGINE_CHECKS, judge, no_orphans, settles, worst
 from tinyllm.testing.faults import FaultPlan, HostDown, Latency, OnCall, Refused
-from tinyllm.testing.graph_world import EPOCH, GraphWorld, RunPlan
+from tinyllm.testing.graph_world import GraphWorld, RunPlan
 from tinyllm.testing.history import first_difference
 from tinyllm.testing.ollama_host import OllamaHost
 from tinyllm.testing.schedule import Hold
 from tinyllm.testing.script import SERVICE_MS, Says, Script, hosts_of
+from tinyllm.testing.units import EPOCH
 
 pytestmark = pytest.mark.unit
 

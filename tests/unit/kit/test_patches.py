@@ -27,10 +27,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyllm.testing.apps.patches import SLEEPS_PER_STEP_MAX, Patches
-from tinyllm.testing.clocks import EPOCH, WallClock
+from tinyllm.testing.clocks import WallClock
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.loop_errors import FencedError, SimulationError
 from tinyllm.testing.processes import PROCESS, Governor, Host
+from tinyllm.testing.units import EPOCH
 
 pytestmark = pytest.mark.unit
 

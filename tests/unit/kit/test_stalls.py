@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.examples import a_share
+from tests.support.protocols import a_task_for_each_message
 from tinyllm.testing.holds import AppliedHold
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.plan import WorldPlan
@@ -245,17 +246,6 @@ def test_packets_of_one_connection_and_jobs_of_one_thread_keep_their_order_howev
 
     got: list = []
 
-    class Takes(asyncio.Protocol):
-        def data_received(self, data):
-            asyncio.get_running_loop().create_task(self.handle(data))
-
-        async def handle(self, data):
-            got.append(data)
-
-    async def serve():
-        loop = asyncio.get_running_loop()
-        await (await loop.create_server(Takes, "db", 7)).serve_forever()
-
     async def main():
         loop = asyncio.get_running_loop()
         _, writer = await asyncio.open_connection("db", 7)
@@ -272,7 +262,7 @@ def test_packets_of_one_connection_and_jobs_of_one_thread_keep_their_order_howev
         for level in (0, 6, 7, 8):
             got.clear()
             with World(WorldPlan(schedule=(Hold(gap, level), Hold(gap, level)))) as world:
-                world.host("db").start(serve)
+                world.host("db").start(a_task_for_each_message(got))
                 world.loop.run_until_idle()
                 assert [0, 1, 2] == world.run(main)
                 world.loop.run_until_idle()

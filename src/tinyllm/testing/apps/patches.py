@@ -35,12 +35,10 @@ from tinyllm.testing.apps.replacements import Replacements
 from tinyllm.testing.clocks import WallClock
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.loop_errors import FencedError, SimulationError
-from tinyllm.testing.processes import Process
-from tinyllm.testing.tasks import current_process
+from tinyllm.testing.units import NS_PER_S
 
 __all__ = ["Patches"]
 
-NS_PER_S: Final = 1_000_000_000
 #: So often one step may sleep before it counts as waiting for somebody else, who can do nothing meanwhile.
 SLEEPS_PER_STEP_MAX: Final = 10_000
 #: The address of the network card in `uuid1`: a locally administered one.
@@ -89,7 +87,6 @@ class Patches:
         self._random = Random(seed)
         self._replacements = Replacements()
         self._outer_state: Any = None
-        self._slept_until_ns: dict[Process | None, int] = {}
         self._sleeps = (0, 0)
         self._last_uuid1: int | None = None
         self._made_for: int | None = None
@@ -117,12 +114,7 @@ class Patches:
 
     def monotonic_ns(self) -> int:
         """Nanoseconds of the world's time, and what the running code has slept in this step."""
-        now_ns = self._loop.time_ns
-        if self._loop.job_cost_ns is not None:
-            return now_ns + self._loop.job_cost_ns
-        if self._slept_until_ns:
-            return max(now_ns, self._slept_until_ns.get(current_process(), 0))
-        return now_ns
+        return self._loop.time_ns + (self._loop.job_cost_ns or 0)
 
     def monotonic(self) -> float:
         return self.monotonic_ns() / NS_PER_S
@@ -143,8 +135,6 @@ class Patches:
         """
         duration_ns = _whole_ns(seconds)
         self._count_sleep()
-        if self._loop.job_cost_ns is None:
-            self._slept_until_ns[current_process()] = self.monotonic_ns() + duration_ns
         self._block_ns(duration_ns)
 
     def _count_sleep(self) -> None:

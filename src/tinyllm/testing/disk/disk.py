@@ -34,6 +34,7 @@ from tinyllm.testing.disk.crash import SECTOR_BYTES, Unsynced, survivors
 from tinyllm.testing.disk.files import DiskFile, Mode, OpenFile, file_object
 from tinyllm.testing.disk.paths import above, normalised, os_error, stale
 from tinyllm.testing.disk.state import Change, Create, DiskState, Inode, Remove, Rename, Truncate
+from tinyllm.testing.units import EPOCH, NS_PER_S
 
 if TYPE_CHECKING:
     from tinyllm.testing.disk.sqlite import DiskVFS
@@ -42,8 +43,8 @@ __all__ = ["SECTOR_BYTES", "Disk", "DiskFile", "Operation", "Unsynced", "os_erro
 
 Operation = Literal["open", "read", "write", "truncate", "sync", "rename", "remove"]
 
-#: The first moment of a simulated world, 2026-01-01 UTC, in nanoseconds of Unix time.
-EPOCH_NS: Final = 1_767_225_600 * 10**9
+#: The first moment of a simulated world in nanoseconds of Unix time.
+EPOCH_NS: Final = int(EPOCH.timestamp()) * NS_PER_S
 
 
 def _free(_cost_ns: int) -> None:

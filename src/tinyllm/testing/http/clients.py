@@ -18,12 +18,12 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, ClassVar, Final
 
-from tinyllm.testing.http.lanes import NS_PER_S
 from tinyllm.testing.http.network import Network
 from tinyllm.testing.http.pool import Pool
 from tinyllm.testing.http.transport import dialect_of
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.loop_errors import FencedError
+from tinyllm.testing.units import NS_PER_S
 
 __all__ = ["HttpxClients"]
 

@@ -7,26 +7,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from tinyllm.testing.faults import DnsFailure, Latency, LostPacket, Refused
 from tinyllm.testing.http.arrivals import Arrival, pause
 from tinyllm.testing.http.failures import UNKNOWN_NAME, NetworkFailure, Stage, failure_of
 from tinyllm.testing.http.hosts import Served
-from tinyllm.testing.http.lanes import NS_PER_S, Lane
+from tinyllm.testing.http.lanes import Lane
 from tinyllm.testing.http.pool import Connection, Pool
 from tinyllm.testing.http.serving import HEAD_BYTES, WINDOW_BYTES, Serving
 from tinyllm.testing.http.values import Answer, Break, Ended, HttpRequest
 from tinyllm.testing.links import RESEND_NS
 from tinyllm.testing.loop import SimulatedTimer
 from tinyllm.testing.processes import Process
+from tinyllm.testing.units import NS_PER_MS, NS_PER_S
 
 if TYPE_CHECKING:
     from tinyllm.testing.http.network import Network
 
 __all__ = ["Exchange"]
-
-NS_PER_MS: Final = 1_000_000
 
 
 class Exchange:

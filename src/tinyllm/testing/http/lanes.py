@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, Final
+from typing import Any
 
 from tinyllm.testing.links import Links
 from tinyllm.testing.loop import SimulatedLoop
+from tinyllm.testing.units import NS_PER_S
 
 __all__ = ["Lane"]
-
-NS_PER_S: Final = 1_000_000_000
 
 
 class Lane:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import Context, copy_context
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import count
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -35,14 +35,13 @@ from tinyllm.testing.loop import OWNER, SimulatedLoop
 from tinyllm.testing.points import Points
 from tinyllm.testing.processes import Host, Process
 from tinyllm.testing.tasks import PROCESS, Nobody, current_process
+from tinyllm.testing.units import EPOCH
 
 if TYPE_CHECKING:
     import httpx
 
 __all__ = ["Network"]
 
-#: What clocks show at the beginning of a world whose hosts have none.
-EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Final
 
 from tinyllm.testing.http.arrivals import Arrival
 from tinyllm.testing.http.failures import NetworkFailure
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.processes import Process
+from tinyllm.testing.units import NS_PER_S
 
 __all__ = ["Connection", "Pool"]
-
-NS_PER_S: Final = 1_000_000_000
 
 
 @dataclass(slots=True, eq=False)

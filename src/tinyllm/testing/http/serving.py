@@ -14,12 +14,13 @@ from typing import Any, Final, Protocol
 
 from tinyllm.testing.http.arrivals import Arrival
 from tinyllm.testing.http.hosts import Served
-from tinyllm.testing.http.lanes import NS_PER_S, Lane
+from tinyllm.testing.http.lanes import Lane
 from tinyllm.testing.http.spoiling import Dripping, Endless, damaged, ends_by_healing, needs_whole_body
 from tinyllm.testing.http.values import Answer, Break, HttpRequest, Outcome, Piece, text_answer
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.processes import Process
 from tinyllm.testing.tasks import SimulatedHandle, SimulatedTask, SimulatedTimer
+from tinyllm.testing.units import NS_PER_S
 
 __all__ = ["Receiver", "Serving"]
 

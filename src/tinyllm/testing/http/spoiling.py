@@ -32,10 +32,10 @@ from tinyllm.testing.faults import (
     WrongShape,
 )
 from tinyllm.testing.http.values import Answer, Break, Chunk, Outcome, Piece, text_answer
+from tinyllm.testing.units import NS_PER_MS
 
 __all__ = ["damaged", "ends_by_healing", "misbehaved", "needs_whole_body", "retry_after", "stand_in"]
 
-NS_PER_MS: Final = 1_000_000
 #: No UTF-8: a start byte without its end, bytes that begin nothing, and a NUL.
 GARBAGE: Final = b"\xc3\x28\xff\xfe\x00\x80garbage\xf8"
 _EVENTS: Final = "text/event-stream"

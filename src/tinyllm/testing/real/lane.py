@@ -7,11 +7,10 @@ import time
 from typing import Final, Literal
 
 from tinyllm.testing.real.toxics import Bandwidth, Jitter, Latency, Partition, Toxic
+from tinyllm.testing.units import NS_PER_MS, NS_PER_S
 
 __all__ = ["Lane"]
 
-_NS_PER_MS: Final = 1_000_000
-_NS_PER_S: Final = 1_000_000_000
 #: Connections share the bandwidth by turns of this many parts of a second.
 _TURNS_PER_S: Final = 20
 
@@ -66,7 +65,7 @@ class Lane:
                 return
             starts_ns = max(self._busy_until_ns, time.monotonic_ns())
             # Rounded up: a byte is never early.
-            ends_ns = self._busy_until_ns = starts_ns - (-size_bytes * _NS_PER_S // rate)
+            ends_ns = self._busy_until_ns = starts_ns - (-size_bytes * NS_PER_S // rate)
             if not await self._reached(ends_ns):
                 continue
             return
@@ -83,7 +82,7 @@ class Lane:
         changed = asyncio.get_running_loop().create_future()
         self._waiting.append(changed)
         try:
-            await asyncio.wait([changed], timeout=None if wait_ns is None else wait_ns / _NS_PER_S)
+            await asyncio.wait([changed], timeout=None if wait_ns is None else wait_ns / NS_PER_S)
         finally:
             self._waiting.remove(changed)
         return changed.done()
@@ -92,9 +91,9 @@ class Lane:
         delay_ns = 0
         for toxic in self._toxics:
             if isinstance(toxic, Latency):
-                delay_ns += toxic.delay_ms * _NS_PER_MS
+                delay_ns += toxic.delay_ms * NS_PER_MS
             elif isinstance(toxic, Jitter):
-                delay_ns += int(chance * toxic.delay_ms * _NS_PER_MS)
+                delay_ns += int(chance * toxic.delay_ms * NS_PER_MS)
         return delay_ns
 
     def _bytes_per_s(self) -> int | None:

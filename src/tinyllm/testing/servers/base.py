@@ -25,10 +25,10 @@ from tinyllm.testing.faults import (
 from tinyllm.testing.http.spoiling import retry_after
 from tinyllm.testing.http.values import Answer, Chunk, HttpRequest, Outcome
 from tinyllm.testing.servers.script import Answers, Asked, ModelScript, Said, Says, words
+from tinyllm.testing.units import NS_PER_MS
 
 __all__ = ["ModelServer", "Question"]
 
-NS_PER_MS: Final = 1_000_000
 REFUSAL_TEXT: Final = "I cannot help with that."
 OUTSIDE_SCHEMA_TEXT: Final = '{"unexpected": [null]}'
 #: The model that answers in the place of another.

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tinyllm.testing.links import NS_PER_S
 from tinyllm.testing.sockets.pipes import Pipe, Segment, Signal, Wire
 from tinyllm.testing.tasks import OWNER, Runnable
+from tinyllm.testing.units import NS_PER_S
 
 if TYPE_CHECKING:
     from tinyllm.testing.processes import Process

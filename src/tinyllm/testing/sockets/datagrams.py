@@ -12,12 +12,12 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 from tinyllm.testing.faults import DuplicateChunk, Fault, Latency, LostPacket, ReorderedChunks
-from tinyllm.testing.links import NS_PER_MS
 from tinyllm.testing.points import Points
 from tinyllm.testing.sockets.connections import os_error
 from tinyllm.testing.sockets.pipes import Wire
 from tinyllm.testing.sockets.streams import SimulatedSocket, end_wait
 from tinyllm.testing.tasks import process_of
+from tinyllm.testing.units import NS_PER_MS
 
 if TYPE_CHECKING:
     from tinyllm.testing.sockets.names import Names, SocketAddress

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from tinyllm.testing.faults import DnsFailure, Latency
-from tinyllm.testing.links import NS_PER_MS
 from tinyllm.testing.points import Points
 from tinyllm.testing.processes import Host, current_host
 from tinyllm.testing.sockets.streams import end_wait
+from tinyllm.testing.units import NS_PER_MS
 
 if TYPE_CHECKING:
     from tinyllm.testing.sockets.pipes import Wire

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tinyllm.testing.faults import Fault, Latency, LostPacket, ReadTimeout, Refused, Reset, SlowDrip
 from tinyllm.testing.fences import TLS
-from tinyllm.testing.links import NS_PER_MS, RESEND_NS, Links
+from tinyllm.testing.links import RESEND_NS, Links
 from tinyllm.testing.loop_errors import FencedError
 from tinyllm.testing.points import Points
 from tinyllm.testing.processes import Host, Process, current_host
@@ -28,6 +28,7 @@ from tinyllm.testing.sockets.names import ANY_ADDRESS, Names, SocketAddress
 from tinyllm.testing.sockets.pipes import Wire
 from tinyllm.testing.sockets.streams import StreamTransport
 from tinyllm.testing.tasks import OWNER, PROCESS, Nobody, current_process
+from tinyllm.testing.units import NS_PER_MS
 
 if TYPE_CHECKING:
     from tinyllm.testing.loop import SimulatedLoop
@@ -139,13 +140,7 @@ class SocketNetwork:
             client.close()
             raise
         transport = StreamTransport(self._wire, client, copy_context())
-        begun: asyncio.Future[None] = self._loop.create_future()
-        transport.begin(protocol, begun)
-        try:
-            await begun
-        except BaseException:
-            transport.close()
-            raise
+        await self._begin(transport, protocol)
         return transport, protocol
 
     async def _local_name(self, local_addr: Any) -> SocketAddress | None:
@@ -303,13 +298,7 @@ class SocketNetwork:
         peer = (await self._names.getaddrinfo(*remote_addr[:2], **hints))[0][4] if remote_addr else None
         transport = self._bind_datagrams(local, peer)
         protocol = protocol_factory()
-        begun: asyncio.Future[None] = self._loop.create_future()
-        transport.begin(protocol, begun)
-        try:
-            await begun
-        except BaseException:
-            transport.close()
-            raise
+        await self._begin(transport, protocol)
         return transport, protocol
 
     def _bind_datagrams(self, name: SocketAddress, peer: SocketAddress | None) -> DatagramTransport:
@@ -324,6 +313,16 @@ class SocketNetwork:
         return DatagramTransport(self._datagrams, self._wire, here, (address, port), peer, copy_context())
 
     # --- what all have in common ---------------------------------------------------------------------
+
+    async def _begin(self, transport: StreamTransport | DatagramTransport, protocol: Any) -> None:
+        """Tell *protocol* of its transport, which is closed if nobody waits for that any more."""
+        begun: asyncio.Future[None] = self._loop.create_future()
+        transport.begin(protocol, begun)
+        try:
+            await begun
+        except BaseException:
+            transport.close()
+            raise
 
     def _free_port(self, host: str, taken: Container[tuple[str, int]]) -> int:
         """The next port of *host* that is not taken. Each port is given out once before the first comes again."""

@@ -18,8 +18,9 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from tinyllm.testing.faults import SlowDrip
-from tinyllm.testing.links import NS_PER_MS, NS_PER_S, Links
+from tinyllm.testing.links import Links
 from tinyllm.testing.tasks import Runnable
+from tinyllm.testing.units import NS_PER_MS, NS_PER_S
 
 if TYPE_CHECKING:
     from tinyllm.testing.loop import SimulatedLoop
