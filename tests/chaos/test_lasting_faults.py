@@ -6,6 +6,7 @@ import asyncio
 import errno
 from itertools import pairwise
 
+import httpx
 import pytest
 
 from tinyllm.testing.faults import (
@@ -31,6 +32,7 @@ from tinyllm.testing.faults import (
     SlowSync,
     TornWrite,
 )
+from tinyllm.testing.http.values import Answer, Chunk, text_answer
 from tinyllm.testing.memory import OutOfMemoryError
 from tinyllm.testing.plan import WorldPlan
 from tinyllm.testing.world import World
@@ -399,6 +401,64 @@ def test_on_a_saturated_host_steps_take_time_until_it_ends():
         assert before == world.run(main)
 
 
+def paced(request):
+    return Answer(chunks=(Chunk(b"a"), Chunk(b"b", 1_000_000)))
+
+
+async def answered():
+    return text_answer("ok")
+
+
+async def http_ms(url="http://api/"):
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with httpx.AsyncClient(timeout=None) as client:
+        await client.get(url)
+    return round((loop.time() - began) * 1e3, 3)
+
+
+@pytest.mark.parametrize(
+    ("server", "slow_ms", "healthy_ms"),
+    [(lambda request: text_answer("ok"), 5, 0), (paced, 11, 1), (lambda request: answered(), 5, 0)],
+    ids=["a function", "pieces", "a coroutine"],
+)
+def test_a_saturated_host_serves_http_slowly_until_it_ends(server, slow_ms, healthy_ms):
+    with world_with(CpuSaturation(host="api", step_us=5_000, duration_ms=500)) as world:
+        world.host("api", server)
+        assert slow_ms == world.run(http_ms)
+        world.advance(1_000)
+        assert healthy_ms == world.run(http_ms)
+
+
+def test_a_saturated_host_serves_one_request_after_another():
+    async def main():
+        return await asyncio.gather(*(http_ms() for _ in range(3)))
+
+    with world_with(CpuSaturation(host="api", step_us=5_000)) as world:
+        world.host("api", lambda request: text_answer("ok"))
+        assert [5, 10, 15] == world.run(main)
+
+
+def test_under_memory_pressure_a_client_takes_less_of_an_answer_that_it_does_not_read():
+    sent = []
+
+    async def pieces():
+        for _ in range(10):
+            sent.append(None)
+            yield Chunk(bytes(1_000))
+
+    async def main():
+        async with httpx.AsyncClient() as client, client.stream("GET", "http://api/"):
+            await asyncio.sleep(1)
+            return len(sent)
+
+    with world_with(MemoryPressure(budget_bytes=3_000, duration_ms=500)) as world:
+        world.host("api", lambda request: Answer(chunks=pieces()))
+        assert 4 == world.run(main)
+        sent.clear()
+        assert 10 == world.run(main)
+
+
 @about(QueueFull)
 def test_full_queues_take_nothing_until_it_ends():
     async def main():
@@ -413,6 +473,17 @@ def test_full_queues_take_nothing_until_it_ends():
     with world_with(QueueFull(duration_ms=3_000)) as world:
         world.advance(1)
         assert 3 == world.run(main)
+
+
+@pytest.mark.parametrize("fault", [Partition(), HostDown(host="db"), Pause(host="db"), CpuSaturation(step_us=7_000)])
+def test_what_lasts_from_the_start_is_there_before_the_first_step(fault):
+    async def main():
+        return await asyncio.wait_for(asyncio.open_connection("db", 7), 0.005)
+
+    with world_with(fault) as world:
+        world.host("db").start(serve)
+        with pytest.raises((TimeoutError, ConnectionError)):
+            world.run(main)
 
 
 # --- all of them -----------------------------------------------------------------------------------------

@@ -14,13 +14,13 @@ from typing import Final
 from tinyllm.testing.faults import Bandwidth, Jitter, OfLinks, PacketLoss, Partition, SlowLink
 from tinyllm.testing.units import NS_PER_MS, NS_PER_S
 
-__all__ = ["LinkFault", "Links"]
+__all__ = ["LinkFault", "Links", "folded_name"]
 
 LinkFault = SlowLink | Jitter | Bandwidth | PacketLoss | Partition
 
 #: How long a connection waits before it sends a lost packet again; doubled with each further loss.
 RESEND_NS: Final = 200 * NS_PER_MS
-#: So often a packet is sent again before it arrives in any case: loss of 100 % is a partition.
+#: So often a packet is sent again before it arrives in any case; a loss of 100 % lets nothing pass.
 RESENDS_MAX: Final = 6
 
 
@@ -44,6 +44,8 @@ class Links:
     latency_ns: int = 0
     faults: list[LinkFault] = field(default_factory=list)
     changed: list[Callable[[], None]] = field(default_factory=list)
+    #: How many changes there were.
+    changes: int = 0
     _directions: dict[tuple[str, str], _Direction] = field(default_factory=dict)
 
     def begin(self, fault: LinkFault) -> None:
@@ -58,14 +60,15 @@ class Links:
             self._tell()
 
     def _tell(self) -> None:
+        self.changes += 1
         for call in list(self.changed):
             call()
 
     def passes(self, source: str, target: str) -> bool:
-        """Whether anything gets from one host to the other now."""
+        """Whether anything gets from one host to the other now; with a loss of 100 % nothing does."""
         if not self.faults or source == target:
             return True
-        return not any(isinstance(fault, Partition) and _parts(fault, source, target) for fault in self.faults)
+        return not any(_stops(fault, source, target) for fault in self.faults)
 
     def delay_ns(self, source: str, target: str, size_bytes: int, now_ns: int) -> int:
         """How long a packet sent now takes; with a bandwidth it waits until those before it are on their way."""
@@ -113,8 +116,20 @@ class Links:
         return direction
 
 
+def folded_name(name: str) -> str:
+    """What of the name of a host counts when it is looked up, RFC 4343."""
+    return name.lower().removesuffix(".")
+
+
 def _concerns(fault: OfLinks, source: str, target: str) -> bool:
     return not fault.hosts or source in fault.hosts or target in fault.hosts
+
+
+def _stops(fault: LinkFault, source: str, target: str) -> bool:
+    """Whether nothing at all passes in this direction because of *fault*."""
+    if isinstance(fault, PacketLoss):
+        return fault.percent == 100 and _concerns(fault, source, target)
+    return isinstance(fault, Partition) and _parts(fault, source, target)
 
 
 def _parts(fault: Partition, source: str, target: str) -> bool:

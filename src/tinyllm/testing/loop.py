@@ -249,8 +249,17 @@ class SimulatedLoop(ReportingLoop):
     def call_at(
         self, when: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> SimulatedTimer:
-        """Call *callback* at *when* virtual seconds, rounded to nanoseconds; never, if that is infinite."""
-        when_ns = None if when == float("inf") else round(when * 1e9)
+        """Call *callback* at *when* virtual seconds, rounded to nanoseconds; never, if that is infinite.
+
+        A *when* that `time()` has not reached, by less than rounding shows, is the next nanosecond: whoever looks
+        at the clock and sets the timer again, as anyio does, would do so for ever at one moment.
+        """
+        when_ns = None
+        if when != float("inf"):
+            when_ns = round(when * 1e9)
+            now_ns = self._now_ns + self.blocked_ns
+            if when_ns == now_ns and when > now_ns / 1e9:
+                when_ns += 1
         return self._set_timer(when_ns, callback, args, context)
 
     def _set_timer(

@@ -75,6 +75,10 @@ class Process:
         """Whether it has callbacks that it could not run yet."""
         return bool(self.rest or self.following or self.timers)
 
+    def idle(self, now_ns: int) -> bool:
+        """Whether it would run now what came to it now."""
+        return self.state == "up" and self.busy_until_ns <= now_ns and not self.waits
+
 
 def current_host() -> str:
     """The name of the host that the running code belongs to; `HOME` for code that belongs to none."""
@@ -236,6 +240,8 @@ class Host:
         self.window_bytes: int | None = None
         #: How long each step of its tasks takes, also after a restart.
         self.step_ns = 0
+        #: How often something has kept it from running as fast as it can.
+        self.hindrances = 0
         self.on_crash: list[Callable[[Process], None]] = []
         self._programs: list[tuple[Program, tuple[Any, ...], str | None]] = []
 
@@ -304,6 +310,7 @@ class Host:
     def pause(self) -> None:
         """Stand still. Does nothing if it is paused or down."""
         if self.process.state == "up":
+            self.hindrances += 1
             self._governor.stop(self.process)
             self.process.state = "paused"
             self._governor.watch(self.process)
@@ -312,11 +319,13 @@ class Host:
         """Go on after a pause: all that waited runs, in its order. Does nothing if it is up or down."""
         process = self.process
         if process.state == "paused":
+            self.hindrances += 1
             process.state = "up"
             self._governor.go_on(process)
 
     def saturate(self, step_ns: int) -> None:
         """Let each step of its tasks take *step_ns* nanoseconds from now on, and its tasks take turns; 0 ends it."""
+        self.hindrances += 1
         self.step_ns = step_ns
         self._governor.watch(self.process)
 

@@ -56,13 +56,26 @@ class Storm:
         self._loop: SimulatedLoop = world.loop
         self._active: list[tuple[int, LastingFault]] = []
         self._timers: list[SimulatedTimer] = []
+        self._first: list[tuple[SimulatedTimer, int, LastingFault]] = []
         for number, fault in enumerate(faults):
-            self._set(fault.start_ms, self._begin, number, fault)
+            timer = self._set(fault.start_ms, self._begin, number, fault)
+            if not fault.start_ms:
+                self._first.append((timer, number, fault))
 
-    def _set(self, at_ms: int, call: Callable[..., None], *args: object) -> None:
+    def _set(self, at_ms: int, call: Callable[..., None], *args: object) -> SimulatedTimer:
         # The weather belongs to no host, and goes on when all of them stand still.
         delay_ns = max(0, at_ms * NS_PER_MS - self._loop.time_ns)
-        self._timers.append(self._loop.call_later(delay_ns / 1e9, call, *args, context=nobodys_context()))
+        timer = self._loop.call_later(delay_ns / 1e9, call, *args, context=nobodys_context())
+        self._timers.append(timer)
+        return timer
+
+    def set_in(self) -> None:
+        """Begin, before anything runs, the faults that last from the start. Afterwards it does nothing."""
+        first, self._first = self._first, []
+        for timer, number, fault in first:
+            if not (timer.cancelled() or self._loop.batch):
+                timer.cancel()
+                self._begin(number, fault)
 
     def _begin(self, number: int, fault: LastingFault) -> None:
         self._note(fault, "begins")

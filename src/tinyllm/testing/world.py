@@ -210,6 +210,7 @@ class World:
             raise RuntimeError("a world runs a loop of its own: call it from a plain function, not inside another loop")
         machine = self.host(host)
         with self.inside():
+            self.storm.set_in()
             if not callable(main):
                 return self._drive(self.loop.create_task(main, context=machine.context()))
             done: asyncio.Future[_T] = self.loop.create_future()
@@ -234,6 +235,7 @@ class World:
     def advance(self, ms: int) -> None:
         """Let *ms* milliseconds of virtual time pass on all hosts."""
         with self.inside():
+            self.storm.set_in()
             self.loop.advance(ms * NS_PER_MS)
 
     def heal(self) -> None:

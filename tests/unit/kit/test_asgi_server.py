@@ -9,8 +9,20 @@ import httpx
 import pytest
 
 from tests.support.nets import MS, Net
-from tinyllm.testing.faults import CutMidStream, Reset
+from tinyllm.testing.faults import (
+    CutMidBody,
+    CutMidStream,
+    DuplicateChunk,
+    EmptyBody,
+    EndlessStream,
+    ReorderedChunks,
+    Reset,
+    SlowDrip,
+    TruncatedJson,
+    WrongShape,
+)
 from tinyllm.testing.http.asgi import AsgiServer
+from tinyllm.testing.http.values import WINDOW_BYTES
 from tinyllm.testing.processes import current_host
 
 pytestmark = pytest.mark.unit
@@ -76,12 +88,136 @@ def test_what_an_application_streams_comes_as_it_is_sent():
         assert [("0", 0), ("1", 10), ("2", 20)] == net.run(main)
 
 
-@pytest.mark.parametrize(("fault", "failure"), [(Reset(after_bytes=2), "ReadError"), (CutMidStream(), "RemoteProto")])
-def test_faults_strike_a_stream_once_all_of_it_is_known(fault, failure):
+def heard(net: Net) -> list[tuple[str, float]]:
+    """What came of the stream and when, with the name of the exception that ended it."""
+    pieces: list[tuple[str, float]] = []
+
+    async def main() -> None:
+        async with httpx.AsyncClient() as client, client.stream("GET", "http://api/") as response:
+            pieces.append(("head", net.now_ms))
+            async for text in response.aiter_text():
+                pieces.append((text, net.now_ms))  # noqa: PERF401 - what came before an exception counts
+
+    async def told() -> None:
+        try:
+            await main()
+        except httpx.HTTPError as error:
+            pieces.append((type(error).__name__, net.now_ms))
+
+    net.run(told)
+    return pieces
+
+
+async def endless(scope: Any, receive: Any, send: Any) -> None:
+    """A piece each 10 ms, for ever."""
+    await send(start())
+    while True:
+        await asyncio.sleep(0.01)
+        await send(body(b"x", more=True))
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (Reset(after_bytes=2), [("head", 0), ("x", 10), ("x", 20), ("ReadError", 30)]),
+        (Reset(after_bytes=0), [("ReadError", 0)]),
+        (CutMidStream(chunks=0), [("head", 0), ("RemoteProtocolError", 0)]),
+        (CutMidStream(chunks=2), [("head", 0), ("x", 10), ("x", 20), ("RemoteProtocolError", 20)]),
+        (CutMidBody(), [("head", 0), ("x", 10), ("RemoteProtocolError", 10)]),
+        (EmptyBody(), [("head", 0)]),
+        (WrongShape(), [("head", 0), ("[]", 0)]),
+        (TruncatedJson(), [("head", 0), ("x", 10)]),
+    ],
+    ids=repr,
+)
+def test_faults_end_a_stream_that_has_no_end(fault, expected):
+    with Net({"api": AsgiServer(endless)}, fault) as net:
+        assert expected == heard(net)
+        net.rest()
+        assert () == net.loop.pending_tasks()
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (SlowDrip(delay_ms=5, size_bytes=1), [("0", 5), ("1", 15), ("2", 25)]),
+        (DuplicateChunk(chunk=1), [("0", 0), ("1", 10), ("1", 10), ("2", 20)]),
+        (DuplicateChunk(chunk=5), [("0", 0), ("1", 10), ("2", 20), ("2", 30)]),
+        (ReorderedChunks(chunk=0), [("1", 10), ("0", 10), ("2", 20)]),
+        (ReorderedChunks(chunk=5), [("0", 0), ("1", 10), ("2", 20)]),
+        (Reset(after_bytes=3), [("0", 0), ("1", 10), ("2", 20)]),
+        (CutMidStream(chunks=5), [("0", 0), ("1", 10), ("2", 20), ("RemoteProtocolError", 30)]),
+    ],
+    ids=repr,
+)
+def test_faults_strike_the_pieces_of_a_stream_as_they_come(fault, expected):
     with Net({"api": AsgiServer(ticks)}, fault) as net:
-        assert failure in type(got(net)).__name__ + "colError"
-        assert 30 == net.now_ms
-        assert "012" == got(net).text
+        assert [("head", 0), *expected] == heard(net)
+
+
+@pytest.mark.parametrize("fault", [EndlessStream(delay_ms=7), SlowDrip(delay_ms=1_000, size_bytes=1)], ids=repr)
+def test_a_stream_that_a_fault_slows_ends_when_that_is_healed(fault):
+    with Net({"api": AsgiServer(ticks)}, fault) as net:
+        net.heal_after(25)
+        told = heard(net)
+
+    assert "012" == "".join(dict.fromkeys("".join(text for text, _ in told[1:])))
+    assert ("2", 25) in told
+
+
+def test_the_head_of_an_application_comes_before_its_body():
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(200, (b"content-length", b"1")))
+        await asyncio.sleep(0.4)
+        await send(body(b"x"))
+
+    with Net({"api": AsgiServer(app)}) as net:
+        assert [("head", 0), ("x", 400)] == heard(net)
+
+
+def test_an_application_waits_for_a_client_that_does_not_read():
+    sent: list[float] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start())
+        for _ in range(10):
+            await send(body(bytes(WINDOW_BYTES), more=True))
+            sent.append(net.now_ms)
+        await send(body(b""))
+
+    async def main() -> int:
+        async with httpx.AsyncClient() as client, client.stream("GET", "http://api/") as response:
+            await asyncio.sleep(1)
+            return len(await response.aread())
+
+    with Net({"api": AsgiServer(app)}) as net:
+        assert 10 * WINDOW_BYTES == net.run(main)
+        assert [0, 0, 1_000] == [*sent[:2], sent[-1]]
+        assert sent.count(0) < 4
+
+
+@pytest.mark.parametrize("pieces", [[b"x"], [b"xx", b"yy"], []], ids=repr)
+def test_an_application_that_breaks_its_word_about_the_length_is_told_to_the_world(pieces):
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(200, (b"content-length", b"3")))
+        for number, piece in enumerate(pieces, 1):
+            await send(body(piece, more=number < len(pieces)))
+
+    net = Net({"api": AsgiServer(app)})
+    assert isinstance(got(net), httpx.RemoteProtocolError)
+    assert [RuntimeError] == [type(context["exception"]) for context in net.loop.unhandled]
+    net.loop.close()
+
+
+@pytest.mark.parametrize("event", [body(b"x"), {"type": "http.response.trailers"}], ids=["body", "other"])
+def test_an_application_that_begins_with_no_head_is_told_to_the_world(event):
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(event)
+
+    net = Net({"api": AsgiServer(app)})
+    assert 500 == got(net).status_code
+    assert [RuntimeError] == [type(context["exception"]) for context in net.loop.unhandled]
+    net.loop.close()
 
 
 def test_an_application_is_told_that_its_client_has_left():

@@ -337,6 +337,39 @@ def test_a_timer_of_the_past_runs_now_and_does_not_turn_the_clock_back():
     loop.close()
 
 
+@given(st.integers(0, 10**12), st.sampled_from((1e-9, 1e-7, 0.1, 0.3, 0.7, 1.1, 2.2, 1e6)))
+def test_whoever_sets_a_timer_until_the_clock_has_come_there_is_done_in_a_nanosecond(start_ns, delay):
+    loop = SimulatedLoop(max_steps=10)
+    loop.advance(start_ns)
+    deadline = loop.time() + delay
+    done: list[int] = []
+
+    def look():
+        if loop.time() >= deadline:
+            done.append(loop.time_ns)
+        else:
+            loop.call_at(deadline, look)
+
+    loop.call_at(deadline, look)
+    assert loop.run_until_idle()
+    loop.close()
+
+    # Moments that differ by rounding only are one moment, and the timer of a deadline is a timer of it.
+    assert done[0] - round(deadline * 1e9) in (0, 1)
+
+
+def test_a_deadline_and_a_sleep_of_the_same_length_end_at_the_same_moment():
+    loop = SimulatedLoop()
+    loop.advance(1_100_000_000)
+    seen: list[int] = []
+    loop.call_at(loop.time() + 2.2, lambda: seen.append(loop.time_ns))  # 3.3000000000000003
+    loop.call_later(2.2, lambda: seen.append(loop.time_ns))
+    loop.run_until_idle()
+    loop.close()
+
+    assert [3_300_000_000] * 2 == seen
+
+
 def test_advance_runs_what_is_due_and_leaves_the_clock_exactly_there():
     loop = SimulatedLoop()
     seen: list[str] = []

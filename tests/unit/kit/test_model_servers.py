@@ -10,10 +10,12 @@ import openai
 import pytest
 
 from tests.support.nets import MS, Net
-from tinyllm.testing.faults import Reset
+from tinyllm.testing.faults import ClockJump, CpuSaturation, Crash, Partition, Pause, Reset, SlowLink
+from tinyllm.testing.plan import WorldPlan
 from tinyllm.testing.servers.ollama import OllamaServer
 from tinyllm.testing.servers.openai import OpenAIServer
 from tinyllm.testing.servers.script import Asked, ModelScript, Said, ScriptError, ToolCall, words
+from tinyllm.testing.world import World
 
 pytestmark = pytest.mark.unit
 
@@ -434,3 +436,49 @@ def test_openai_refuses_what_it_does_not_understand(call, kind, text):
     [error] = openai_says(OpenAIServer(["a"]), call)
 
     assert (kind, True) == (type(error), text in str(error))
+
+
+# --- what counts as given ------------------------------------------------------------------------------------
+
+
+def impatient(world: World) -> Any:
+    async def main() -> str | None:
+        settings: Any = {"base_url": "http://llm/v1", "api_key": "k", "max_retries": 1, "timeout": 0.5}
+        async with openai.AsyncOpenAI(**settings) as client:
+            answer = await completion()(client)
+            return answer.choices[0].message.content
+
+    return world.run(main)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Pause(host="llm", start_ms=35, duration_ms=700),
+        Partition(hosts=("llm",), start_ms=35, duration_ms=490),
+        SlowLink(start_ms=35, duration_ms=600, delay_ms=600),
+        CpuSaturation(host="llm", duration_ms=100, step_us=700_000),
+        Crash(host="llm", start_ms=35, duration_ms=100),
+    ],
+    ids=lambda fault: fault.name,
+)
+def test_an_answer_that_a_lasting_fault_kept_from_arriving_in_time_is_given_again(fault):
+    """A client that asks again hears the answer of the script, and the script has no other."""
+    server = OpenAIServer(["one two three"], token_ms=5)
+
+    with World(WorldPlan(lasting=(fault,)), latency_ms=10) as world:
+        world.host("llm", server)
+        assert "one two three" == impatient(world)
+        assert 2 == len(server.requests)
+        assert () == world.finish().problems
+
+
+def test_an_answer_that_nothing_but_its_own_time_made_late_counts_as_given():
+    server = OpenAIServer(["one", "two"], first_token_ms=600)
+
+    with World(WorldPlan(lasting=(ClockJump(host="llm", jump_ms=1_000),)), latency_ms=10) as world:
+        world.host("llm", server)
+        with pytest.raises(openai.APITimeoutError):
+            impatient(world)
+        assert () == world.finish().problems
+    server.script.check_used_up()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
-from tinyllm.testing.http.values import Answer, Break, Chunk, HttpRequest, Piece
+from tinyllm.testing.http.values import WINDOW_BYTES, Answer, Break, Chunk, HttpRequest, Piece
 
 __all__ = ["AsgiServer"]
 
@@ -19,9 +19,10 @@ App: TypeAlias = Callable[
 class AsgiServer:
     """*app* under ASGI 3.0, HTTP only; each request is a task of the server's host.
 
-    What the application streams is sent as it comes. It gets `http.disconnect` when its client leaves, and
-    OSError if it sends to one that has left. There are no lifespan events: start beforehand what it needs. An
-    exception of the application is told to the world, and answered 500 if it has not begun to answer.
+    Its head and what it streams are sent as they come; `send` waits while a client does not read. It gets
+    `http.disconnect` when its client leaves, and OSError if it sends to one that has left. There are no lifespan
+    events: start beforehand what it needs. An exception of the application, also one for what it sends against
+    the protocol, is told to the world, and answered 500 if it has not begun to answer.
     """
 
     def __init__(self, app: App) -> None:
@@ -32,7 +33,7 @@ class AsgiServer:
         """What the application answers."""
         call = self._calls[request] = _Call(request)
         if request.ended is not None:
-            call.left.set()
+            call.leave()
         call.task = asyncio.ensure_future(self._run(call))
         await call.began.wait()
         if call.head is None:
@@ -45,11 +46,13 @@ class AsgiServer:
         """The client is gone."""
         call = self._calls.pop(request, None)
         if call is not None:
-            call.left.set()
+            call.leave()
 
     async def _run(self, call: _Call) -> None:
         try:
             await self._app(_scope(call.request), call.receive, call.send)
+            if call.head is not None and not (call.over or call.left.is_set()):
+                raise RuntimeError("the application ended before its answer did")
         except OSError:
             if not call.left.is_set():  # then it is what `send` raised
                 raise
@@ -66,10 +69,19 @@ class _Call:
         self.head: _Event | None = None
         self.began = asyncio.Event()
         self.left = asyncio.Event()
+        self.over = False
         self.pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.task: asyncio.Future[None] | None = None
         self._asked = False
-        self._whole: tuple[Piece, ...] | None = None
+        self._room = asyncio.Event()
+        self._unsent_bytes = 0
+        self._sent_bytes = 0
+        self._at_once: bytes | None = None
+
+    def leave(self) -> None:
+        """The client is gone."""
+        self.left.set()
+        self._room.set()
 
     async def receive(self) -> _Event:
         if not self._asked:
@@ -81,24 +93,46 @@ class _Call:
     async def send(self, event: _Event) -> None:
         if self.left.is_set():
             raise OSError("the client has left")
-        if event["type"] == "http.response.start":
+        kind = event["type"]
+        if self.over or (kind == "http.response.body") != (self.head is not None):
+            raise RuntimeError(f"the application sends {kind!r} where the protocol has no place for it")
+        if kind == "http.response.start":
             self.head = event
-        elif event["type"] == "http.response.body":
-            data, more = bytes(event.get("body", b"")), bool(event.get("more_body", False))
-            if not self.began.is_set() and not more:
-                self._whole = (Chunk(data),)
-            elif data:
-                self.pieces.put_nowait(data)
-            if not more:
-                self.pieces.put_nowait(None)
             self.began.set()
+        else:
+            await self._send_body(bytes(event.get("body", b"")), more=bool(event.get("more_body", False)))
+
+    async def _send_body(self, data: bytes, *, more: bool) -> None:
+        self._check_length(len(data), more=more)
+        if not more:
+            self.over = True
+            self._at_once = data if self.pieces.empty() and not self._sent_bytes else None
+        self._sent_bytes += len(data)
+        self._unsent_bytes += len(data)
+        if data:
+            self.pieces.put_nowait(data)
+        if not more:
+            self.pieces.put_nowait(None)
+        while more and self._unsent_bytes >= WINDOW_BYTES and not self.left.is_set():
+            self._room.clear()
+            await self._room.wait()
+
+    def _check_length(self, size_bytes: int, *, more: bool) -> None:
+        told = None if self.head is None else _length(self.head)
+        if told is None or self.request.method == "HEAD":
+            return
+        sent = self._sent_bytes + size_bytes
+        if sent > told or (sent < told and not more):
+            raise RuntimeError(f"the application told a length of {told} bytes, and its answer has {sent}")
 
     def body(self) -> tuple[Piece, ...] | AsyncIterator[Piece]:
         """All of it if it came at once, and else piece by piece."""
-        return self._stream() if self._whole is None else self._whole
+        return self._stream() if self._at_once is None else (Chunk(self._at_once),)
 
     async def _stream(self) -> AsyncIterator[Piece]:
         while (data := await self.pieces.get()) is not None:
+            self._unsent_bytes -= len(data)
+            self._room.set()
             yield Chunk(data)
         if self.task is not None and self.task.done() and self.task.exception() is not None:
             context = {"message": "a simulated host failed", "exception": self.task.exception()}
@@ -106,10 +140,17 @@ class _Call:
             yield Break(how="cut")
 
 
+def _length(head: _Event) -> int | None:
+    """The length of the body that the head tells, None if it does not."""
+    found = [bytes(value) for name, value in head.get("headers", ()) if bytes(name).lower() == b"content-length"]
+    return int(found[0]) if found else None
+
+
 def _headers(head: _Event) -> tuple[tuple[str, str], ...]:
-    """The application's headers without those that say how the body is framed, which the network says."""
-    pairs = ((bytes(name).decode("latin-1").lower(), bytes(value).decode("latin-1")) for name, value in head["headers"])
-    return tuple((name, value) for name, value in pairs if name not in {"content-length", "transfer-encoding"})
+    """The application's headers without the one that says how the body is cut into pieces, which the network does."""
+    headers = head.get("headers", ())
+    pairs = ((bytes(name).decode("latin-1").lower(), bytes(value).decode("latin-1")) for name, value in headers)
+    return tuple((name, value) for name, value in pairs if name != "transfer-encoding")
 
 
 def _scope(request: HttpRequest) -> _Event:

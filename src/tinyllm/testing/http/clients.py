@@ -70,6 +70,8 @@ class HttpxClients:
             for kind, name, make in (
                 (classes.AsyncHTTPTransport, "__init__", _quickly_made),
                 (classes.AsyncHTTPTransport, "handle_async_request", _asynchronous),
+                (classes.AsyncHTTPTransport, "aclose", _closing),
+                (classes.AsyncHTTPTransport, "__aexit__", _closing),
                 (classes.HTTPTransport, "handle_request", _synchronous),
             ):
                 original = getattr(kind, name)
@@ -117,6 +119,17 @@ def _asynchronous(module: ModuleType, original: Callable[..., Any]) -> Callable[
 
 
 @cache
+def _closing(_module: ModuleType, original: Callable[..., Any]) -> Callable[..., Any]:
+    async def close(self: Any, *args: Any) -> None:
+        network = HttpxClients.network_here()
+        if network is not None:
+            network.pool_of(self, _pool).close()
+        await original(self, *args)
+
+    return close
+
+
+@cache
 def _quickly_made(module: ModuleType, original: Callable[..., Any]) -> Callable[..., Any]:
     """A constructor that loads no certificates of its own: 30 ms of each client, where a whole life takes one."""
 
@@ -153,6 +166,7 @@ def _pool(loop: SimulatedLoop, transport: Any) -> Pool:
         max_connections=_finite(getattr(own, "_max_connections", None)),
         max_idle=_finite(getattr(own, "_max_keepalive_connections", None)),
         keepalive_ns=None if expiry_s is None else round(expiry_s * NS_PER_S),
+        retries=getattr(own, "_retries", 0),
     )
 
 

@@ -15,7 +15,7 @@ from tinyllm.testing.http.failures import UNKNOWN_NAME, NetworkFailure, Stage, f
 from tinyllm.testing.http.hosts import Served
 from tinyllm.testing.http.lanes import Lane
 from tinyllm.testing.http.pool import Connection, Pool
-from tinyllm.testing.http.serving import HEAD_BYTES, WINDOW_BYTES, Serving
+from tinyllm.testing.http.serving import HEAD_BYTES, Serving, window_of
 from tinyllm.testing.http.values import Answer, Break, Ended, HttpRequest
 from tinyllm.testing.links import RESEND_NS
 from tinyllm.testing.loop import SimulatedTimer
@@ -37,9 +37,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "_accepted", "_arrival", "_client", "_connection", "_down", "_head", "_inbox", "_network", "_over", "_pool",
-        "_read_bytes", "_sent", "_server", "_serving", "_timer", "_up", "_up_bytes", "number", "request",
-        "unread_bytes",
+        "_accepted", "_arrival", "_before", "_client", "_connection", "_down", "_head", "_inbox", "_network", "_over",
+        "_pool", "_read_bytes", "_sent", "_server", "_serving", "_timer", "_tries", "_up", "_up_bytes", "number",
+        "request", "unread_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +60,7 @@ class Exchange:
         self._pool = pool
         self._client = client
         self._server = server
+        self._before = self._hindrances()
         self._up = Lane(loop, links, request.source, request.host, wire)
         self._down = Lane(loop, links, request.host, request.source, wire)
         self._serving = Serving(loop, served, request, self._down, self, server, network.context_of(server))
@@ -67,6 +68,7 @@ class Exchange:
         self._arrival: Arrival | None = None
         self._timer: SimulatedTimer | None = None
         self._accepted = False
+        self._tries = 0
         self._sent = False
         self._up_bytes = 0
         self._head: Answer | None = None
@@ -74,15 +76,40 @@ class Exchange:
         self._read_bytes = 0
         # None as long as more may come; then a Break, or True for the end of a whole body.
         self._over: Break | bool | None = None
+        pool.on_close[number] = self._closed
 
     # --- a connection --------------------------------------------------------------------------------
 
-    async def connect(self, limit_s: float | None) -> None:
+    async def connect(self, limit_s: float | None, retries: int = 0) -> None:
         """Use an idle connection, or make one, which takes a round trip of the link.
 
+        One that cannot be made is tried *retries* times more, as httpcore does: at once, then half a second
+        later, and each time twice as long. A fault of this one request strikes its first try only.
+
         Raises:
-            NetworkFailure: a ConnectError, or a ConnectTimeout after *limit_s* seconds.
+            NetworkFailure: a ConnectError, or a ConnectTimeout after *limit_s* seconds for each try.
         """
+        for number in range(retries):
+            try:
+                await self._connect(limit_s)
+            except NetworkFailure:
+                self._give_up_connecting()
+            else:
+                return
+            await pause(self._network.loop, NS_PER_S // 4 << number if number else 0)
+        await self._connect(limit_s)
+
+    def _give_up_connecting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._connection is not None:
+            self._network.disconnect(self._connection)
+        if isinstance(self.request.fault, Refused | DnsFailure):
+            self.request.fault = None
+        self._connection = self._over = None
+        self._tries += 1
+
+    async def _connect(self, limit_s: float | None) -> None:
         host = self.request.host
         if not isinstance(self.request.fault, Refused | DnsFailure):
             self._connection = self._pool.take(host, self._client, self._server)
@@ -95,7 +122,7 @@ class Exchange:
         if self._over is not None:
             await pause(self._network.loop)
         elif not self._accepted:
-            await self._wait(limit_s, "ConnectTimeout", "no connection")
+            await self._wait(limit_s, "ConnectTimeout", "no connection", self._network.loop.time_ns)
         self._raise_if_broken()
 
     def _met_faults(self, host: str) -> int:
@@ -116,7 +143,7 @@ class Exchange:
         elif isinstance(fault, Refused):
             self._later(delay_ns, self.over_came, Break(how="refused"))
         else:
-            self._later(delay_ns, self._up.send, HEAD_BYTES, self._knock)
+            self._later(delay_ns, self._up.send, HEAD_BYTES, self._knock, self._tries)
 
     def _later(self, ns: int, call: Callable[..., object], *args: Any) -> None:
         if ns:
@@ -125,16 +152,19 @@ class Exchange:
         else:
             call(*args)
 
-    def _knock(self) -> None:
+    def _knock(self, number: int) -> None:
         """The wish for a connection is at the host. One that is paused takes it, as its system does."""
-        if self._server is not None and self._server.dead:
-            self._down.send(0, self.over_came, Break(how="refused"))
-        else:
-            self._down.send(0, self.connection_came)
+        refused = self._server is not None and self._server.dead
+        self._down.send(0, self.reply_came, number, Break(how="refused") if refused else None)
 
-    def connection_came(self) -> None:
-        self._accepted = True
-        self._wake()
+    def reply_came(self, number: int, refused: Break | None) -> None:
+        if number != self._tries:  # the client has given that one up
+            return
+        if refused is not None:
+            self.over_came(refused)
+        else:
+            self._accepted = True
+            self._wake()
 
     # --- the request ---------------------------------------------------------------------------------
 
@@ -158,14 +188,15 @@ class Exchange:
         self._later(late_ns, self._up.send, HEAD_BYTES, self._serving.arrive)
 
     async def _send_part(self, part: bytes, limit_s: float | None) -> None:
-        loop, began_ns = self._network.loop, self._network.loop.time_ns
-        for start in range(0, len(part), WINDOW_BYTES):
-            size_bytes = min(WINDOW_BYTES, len(part) - start)
+        began_ns = self._network.loop.time_ns
+        start = 0
+        while start < len(part):
+            size_bytes = min(window_of(self._server), len(part) - start)
+            start += size_bytes
             self._up_bytes += size_bytes
             self._up.send(size_bytes, self.part_came, size_bytes)
-            while self._up_bytes > WINDOW_BYTES:
-                left_s = None if limit_s is None else max(0.0, limit_s - (loop.time_ns - began_ns) / NS_PER_S)
-                await self._wait(left_s, "WriteTimeout", "the request was not taken")
+            while self._up_bytes > window_of(self._server):
+                await self._wait(limit_s, "WriteTimeout", "the request was not taken", began_ns)
                 self._raise_if_broken()
 
     def part_came(self, size_bytes: int) -> None:
@@ -180,9 +211,10 @@ class Exchange:
         Raises:
             NetworkFailure: a ReadError, or a ReadTimeout after *limit_s* seconds.
         """
+        began_ns = self._network.loop.time_ns
         while self._head is None:
             self._raise_if_broken()
-            await self._wait(limit_s, "ReadTimeout", "no answer")
+            await self._wait(limit_s, "ReadTimeout", "no answer", began_ns)
         return self._head
 
     async def read(self, limit_s: float | None) -> bytes | None:
@@ -192,17 +224,23 @@ class Exchange:
             NetworkFailure: a ReadError, a RemoteProtocolError where the body ends too early, or a ReadTimeout
                 after *limit_s* seconds.
         """
+        began_ns = self._network.loop.time_ns
         while not self._inbox:
             if self._over is not None and (self._over is True or self._read_bytes == self._length()):
                 self._finish("delivered")
                 return None
             self._raise_if_broken()
-            await self._wait(limit_s, "ReadTimeout", "nothing more of the answer")
+            await self._wait(limit_s, "ReadTimeout", "nothing more of the answer", began_ns)
         data = self._inbox.popleft()
         self._read_bytes += len(data)
         self.unread_bytes -= len(data)
         self._serving.room_came()
         return data
+
+    @property
+    def window_bytes(self) -> int:
+        """How many bytes of the answer the client's system takes for it."""
+        return window_of(self._client)
 
     def head_came(self, answer: Answer) -> None:
         self._head = answer
@@ -220,10 +258,13 @@ class Exchange:
 
     # --- waiting, and the end ------------------------------------------------------------------------
 
-    async def _wait(self, limit_s: float | None, kind: str, what: str) -> None:
-        self._arrival = arrival = Arrival(self._network.loop)
+    async def _wait(self, limit_s: float | None, kind: str, what: str, began_ns: int) -> None:
+        """Wait until something comes; fail if nothing does until *limit_s* seconds after *began_ns*."""
+        loop = self._network.loop
+        self._arrival = arrival = Arrival(loop)
         try:
-            in_time = await arrival.wait(limit_s)
+            left_s = None if limit_s is None else max(0.0, limit_s - (loop.time_ns - began_ns) / NS_PER_S)
+            in_time = await arrival.wait(left_s)
         finally:
             self._arrival = None
         if not in_time:
@@ -240,14 +281,42 @@ class Exchange:
 
     def _length(self) -> int | None:
         """How long the answer says its body is."""
-        headers = {} if self._head is None else dict(self._head.headers)
-        length = headers.get("content-length")
+        length = self._told("content-length")
         return None if length is None else int(length)
+
+    def _told(self, name: str) -> str | None:
+        """A header of the answer."""
+        headers = () if self._head is None else self._head.headers
+        return next((value for told, value in headers if told.lower() == name), None)
+
+    def _closes(self) -> bool:
+        """Whether one of the two ends said that the connection serves no other request."""
+        return "close" in (self.request.headers.get("connection", "").lower(), (self._told("connection") or "").lower())
+
+    def _closed(self) -> None:
+        """The client has closed all its connections."""
+        self._over = Break(how="closed")
+        self._inbox.clear()
+        self._wake()
 
     def leave(self) -> None:
         """The client goes. Does nothing if the exchange is over."""
         broken = isinstance(self._over, Break) or not (self._up.open and self._down.open)
         self._finish("broken" if broken else "left")
+
+    def _hindrances(self) -> int:
+        """A number that changes with each fault that begins or ends for the links, or for one of the two hosts."""
+        client, server = self._client, self._server
+        count = self._network.links.changes
+        count += 0 if client is None else client.host.hindrances
+        return count + (0 if server is None else server.host.hindrances)
+
+    def _was_hindered(self) -> bool:
+        """Whether anything but the request's own fault may have made it late."""
+        ends = [process for process in (self._client, self._server) if process is not None]
+        slowed = any(process.state != "up" or process.host.step_ns for process in ends)
+        late = self._up.held or self._down.held or bool(self._network.links.faults)
+        return slowed or late or self._hindrances() != self._before
 
     def crash(self, process: Process) -> None:
         """A process has died: of the server, whose connection is then reset, or of the client, who is gone."""
@@ -269,11 +338,13 @@ class Exchange:
         if self.request.ended is not None:
             return
         self.request.ended = how
+        self.request.hindered = how != "delivered" and self._was_hindered()
         self.request.ended_ns = self._network.loop.time_ns
         self._network.forget(self.number, self._connection)
+        self._pool.on_close.pop(self.number, None)
         if self._timer is not None and not self._sent:
             self._timer.cancel()
-        if self._connection is not None and how == "delivered":
+        if self._connection is not None and how == "delivered" and not self._closes():
             self._pool.keep(self._connection)
         self._pool.leave()
         self._serving.leave()

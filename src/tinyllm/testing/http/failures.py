@@ -32,6 +32,8 @@ def failure_of(broken: Break, stage: Stage, read_bytes: int, length: int | None)
         return NetworkFailure("ConnectError", NAME_NOT_KNOWN)
     if broken.how == "refused":
         return NetworkFailure("ConnectError", "connection refused")
+    if broken.how == "closed":
+        return NetworkFailure("ReadError", "the client was closed")
     if broken.how == "reset":
         return NetworkFailure(_RESET[stage], "connection reset by peer")
     of_what = " bytes, before the end of the body" if length is None else f" of {length} bytes of the body"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
+from tinyllm.testing.http.pieces import size_of
 from tinyllm.testing.http.spoiling import misbehaved, stand_in
-from tinyllm.testing.http.values import Answer, HttpRequest, Outcome, Server, answered
+from tinyllm.testing.http.values import Answer, HttpRequest, Outcome, Server, ServerTypeError, answered
 
 __all__ = ["Served"]
 
@@ -42,14 +43,15 @@ class Served:
         """*outcome* as it goes out: what the server does wrong done, the length of its body told.
 
         Raises:
-            ServerTypeError: it is no outcome.
+            ServerTypeError: it is no outcome, or has a body where HTTP allows none.
         """
         found = answered(outcome, self.server)
         if not isinstance(found, Answer):
             return found
-        if request.fault is not None:
-            found = misbehaved(found, request.fault)
-        return _with_length(found, head_only=request.method == "HEAD")
+        sent = found if request.fault is None else misbehaved(found, request.fault)
+        if sent.chunks is not found.chunks:
+            sent = replace(sent, headers=_unframed(sent))
+        return _framed(sent, head_only=request.method == "HEAD")
 
     def finished(self, request: HttpRequest) -> None:
         """The exchange is over, for a server that wants to know."""
@@ -57,12 +59,33 @@ class Served:
             self._finished(request)
 
 
-def _with_length(answer: Answer, *, head_only: bool) -> Answer:
-    """*answer* with the header that tells where its body ends."""
-    known: Any = answer.chunks
-    if answer.streamed or not isinstance(known, tuple):
-        framing = ("transfer-encoding", "chunked")
-    else:
-        framing = ("content-length", str(sum(len(getattr(piece, "data", b"")) for piece in known)))
-    return replace(answer, headers=(*answer.headers, framing), chunks=() if head_only else known)
+def _framed(answer: Answer, *, head_only: bool) -> Answer:
+    """*answer* with the header that tells where its body ends.
 
+    A server may tell the length of a body that it makes piece by piece; of one that is known it is counted.
+
+    Raises:
+        ServerTypeError: a body where HTTP allows none.
+    """
+    known: Any = answer.chunks
+    if answer.status in _WITHOUT_BODY:
+        if isinstance(known, tuple) and any(map(size_of, known)):
+            raise ServerTypeError(f"an answer of status {answer.status} has no body")
+        return replace(answer, headers=_unframed(answer), chunks=())
+    if isinstance(known, tuple) and not answer.streamed:
+        framing = (("content-length", str(sum(map(size_of, known)))),)
+    elif any(name.lower() == "content-length" for name, _ in answer.headers):
+        return replace(answer, chunks=() if head_only else known)
+    else:
+        framing = (("transfer-encoding", "chunked"),)
+    return replace(answer, headers=_unframed(answer) + framing, chunks=() if head_only else known)
+
+
+def _unframed(answer: Answer) -> tuple[tuple[str, str], ...]:
+    """The headers without those that tell where the body ends."""
+    return tuple(pair for pair in answer.headers if pair[0].lower() not in _FRAMING)
+
+
+_FRAMING: Final = frozenset({"content-length", "transfer-encoding"})
+#: 204 No Content and 304 Not Modified, RFC 9110, section 6.4.1.
+_WITHOUT_BODY: Final = frozenset({204, 304})

@@ -30,7 +30,7 @@ from tinyllm.testing.http.failures import NAME_NOT_KNOWN, NetworkFailure
 from tinyllm.testing.http.hosts import Served
 from tinyllm.testing.http.pool import Connection, Pool
 from tinyllm.testing.http.values import HttpRequest, Server
-from tinyllm.testing.links import Links
+from tinyllm.testing.links import Links, folded_name
 from tinyllm.testing.loop import OWNER, SimulatedLoop
 from tinyllm.testing.points import Points
 from tinyllm.testing.processes import Host, Process
@@ -109,13 +109,16 @@ class Network:
         return pool
 
     def name_of(self, host: str) -> str:
-        """The name of the host that *host* means to the running code."""
+        """The name of the host that *host* means to the running code. Its case tells nothing, nor does a last dot."""
         if host in self.servers or host in self.hosts:
             return host
         if host in _LOOPBACK:
             process = current_process()
             return HOME if process is None else process.host.name
-        return next((name for name, known in self.hosts.items() if known.address == host), host)
+        folded = folded_name(host)
+        named = (name for name in (*self.servers, *self.hosts) if folded_name(name) == folded)
+        known = next(named, None) or next((name for name, it in self.hosts.items() if it.address == host), None)
+        return known or host
 
     def reaches_socket(self, name: str) -> bool:
         """Whether requests for host *name* go through simulated sockets, to whatever program listens there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tinyllm.testing.http.arrivals import Arrival
@@ -33,7 +34,8 @@ class Connection:
 class Pool:
     """At most *max_connections* at once (None: no limit). At most *max_idle* are kept, each for *keepalive_ns*.
 
-    The defaults are those of httpx but for the first, which is 100 there.
+    The defaults are those of httpx but for the first, which is 100 there. A connection that cannot be made is
+    tried *retries* times more.
     """
 
     def __init__(
@@ -43,7 +45,11 @@ class Pool:
         max_connections: int | None = None,
         max_idle: int | None = 20,
         keepalive_ns: int | None = 5 * NS_PER_S,
+        retries: int = 0,
     ) -> None:
+        self.retries = retries
+        #: Called when the client closes, in order: by those who use its connections.
+        self.on_close: dict[int, Callable[[], None]] = {}
         self._loop = loop
         self._max_connections = max_connections
         self._max_idle = max_idle
@@ -103,6 +109,12 @@ class Pool:
         self._idle.append(connection)
         if self._max_idle is not None and len(self._idle) > self._max_idle:
             del self._idle[0]
+
+    def close(self) -> None:
+        """Close every connection, also those in use: whoever reads from one fails."""
+        self._idle.clear()
+        for call in list(self.on_close.values()):
+            call()
 
     def _expire(self) -> None:
         """Close what was idle too long. A connection to a process that died fits nobody and goes in the same way."""

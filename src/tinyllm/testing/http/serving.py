@@ -6,26 +6,23 @@ on, and one that is down never will.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterator
 from contextvars import Context
-from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from tinyllm.testing.http.arrivals import Arrival
 from tinyllm.testing.http.hosts import Served
 from tinyllm.testing.http.lanes import Lane
-from tinyllm.testing.http.spoiling import Dripping, Endless, damaged, ends_by_healing, needs_whole_body
-from tinyllm.testing.http.values import Answer, Break, HttpRequest, Outcome, Piece, text_answer
+from tinyllm.testing.http.pieces import Spoiled, SpoiledStream, Spoiling
+from tinyllm.testing.http.spoiling import damaged, ends_by_healing
+from tinyllm.testing.http.values import WINDOW_BYTES, Answer, Break, HttpRequest, Outcome, Piece, text_answer
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.processes import Process
-from tinyllm.testing.tasks import SimulatedHandle, SimulatedTask, SimulatedTimer
+from tinyllm.testing.tasks import SimulatedHandle, SimulatedTask, SimulatedTimer, nobodys_context
 from tinyllm.testing.units import NS_PER_S
 
-__all__ = ["Receiver", "Serving"]
+__all__ = ["Receiver", "Serving", "window_of"]
 
-#: So much may be under way or unread before the server waits, as the buffers of two systems allow.
-WINDOW_BYTES: Final = 64 * 1024
 #: The size of a head, where bytes take time.
 HEAD_BYTES: Final = 200
 
@@ -35,6 +32,8 @@ class Receiver(Protocol):
 
     unread_bytes: int
 
+    @property
+    def window_bytes(self) -> int: ...
     def head_came(self, answer: Answer) -> None: ...
     def chunk_came(self, data: bytes) -> None: ...
     def over_came(self, how: Break | None) -> None: ...
@@ -44,8 +43,8 @@ class Serving:
     """Serves *request* by *served*, in *context*, and sends what comes of it down *lane* to *receiver*."""
 
     __slots__ = (
-        "_begun", "_chunks", "_context", "_held", "_lane", "_loop", "_next", "_receiver", "_request", "_room",
-        "_sender", "_served", "_stalled", "_timer", "all_sent", "asked", "gone", "process",
+        "_begun", "_chunks", "_context", "_held", "_lane", "_loop", "_next", "_pause", "_receiver", "_request", "_room",
+        "_sender", "_served", "_spoiling", "_stalled", "_timer", "all_sent", "asked", "gone", "process",
     )  # fmt: skip
 
     def __init__(
@@ -72,6 +71,8 @@ class Serving:
         self._timer: SimulatedTimer | SimulatedHandle | None = None
         self._sender: SimulatedTask[None] | None = None
         self._room: Arrival | None = None
+        self._pause: Arrival | None = None
+        self._spoiling: Spoiling | None = None
         self.process = process
         self.asked = False
         self.all_sent = False
@@ -81,7 +82,7 @@ class Serving:
 
     def arrive(self) -> None:
         """All of the request is at the host, which asks its server when it can."""
-        if self.process is None or self.process.state == "up":
+        if self.process is None or self.process.idle(self._loop.batch_ns):
             self._context.run(self._ask)
         elif not self.process.dead:
             self._timer = self._loop.call_external(self._ask, context=self._context)
@@ -96,29 +97,22 @@ class Serving:
         if isinstance(outcome, Awaitable):
             self._begin_task(self._wait_for(outcome))
         else:
-            self._settle(outcome)
+            self._step()
+            self._begin_if_wanted(outcome)
         if self.gone:
             self._served.finished(self._request)
+
+    def _step(self) -> None:
+        """What no task of the host does takes it as long as a step of one."""
+        if self.process is not None and self.process.host.step_ns:
+            self.process.host.charge(self.process.host.step_ns)
 
     async def _wait_for(self, coming: Awaitable[Outcome]) -> None:
         try:
             outcome = await coming
         except Exception as error:  # noqa: BLE001 - told by _failed
             outcome = self._failed(error)
-        self._settle(outcome)
-
-    def _settle(self, outcome: Outcome) -> None:
-        """Begin to send *outcome*; a body that is made piece by piece is collected first if a fault needs all of it."""
-        piecemeal = isinstance(outcome, Answer) and isinstance(outcome.chunks, AsyncIterable)
-        if piecemeal and needs_whole_body(self._request.fault):
-            self._begin_task(self._collect(outcome))
-        elif not self.gone:
-            self._begin(outcome)
-
-    async def _collect(self, answer: Any) -> None:
-        pieces = tuple([piece async for piece in answer.chunks])
-        if not self.gone:
-            self._begin(replace(answer, chunks=pieces))
+        self._begin_if_wanted(outcome)
 
     def _failed(self, error: Exception) -> Answer:
         """A server that fails is a mistake in the world, and must not pass for a fault that the program met."""
@@ -131,6 +125,10 @@ class Serving:
 
     # --- sending -------------------------------------------------------------------------------------
 
+    def _begin_if_wanted(self, outcome: Outcome) -> None:
+        if not self.gone:
+            self._begin(outcome)
+
     def _begin(self, outcome: Outcome) -> None:
         self._begun = True
         try:
@@ -141,6 +139,8 @@ class Serving:
         if isinstance(outcome, Break):
             self._after(outcome.after_ns, self._emit, outcome)
             return
+        if isinstance(outcome.chunks, Spoiled | SpoiledStream):
+            self._spoiling = outcome.chunks.spoiling
         if not isinstance(outcome.chunks, AsyncIterable):
             self._chunks = iter(outcome.chunks)
         if outcome.held:
@@ -149,7 +149,9 @@ class Serving:
             self._after(outcome.after_ns, self._send_head, outcome)
 
     def _after(self, ns: int, call: Callable[..., object], *args: Any) -> None:
-        self._timer = self._loop.call_external_later(ns / NS_PER_S, call, *args, context=self._context)
+        # What a step sends goes out at its end, before whatever else the host has to do.
+        context = nobodys_context() if self._loop.blocked_ns and not ns else self._context
+        self._timer = self._loop.call_external_later(ns / NS_PER_S, call, *args, context=context)
 
     def _send_head(self, answer: Answer) -> None:
         self._lane.send(HEAD_BYTES, self._receiver.head_came, answer)
@@ -161,7 +163,7 @@ class Serving:
     def _pump(self) -> None:
         """Send all that is due now, and come again when the next piece is."""
         while not (self.gone or self.all_sent):
-            if self._receiver.unread_bytes >= WINDOW_BYTES:
+            if self._receiver.unread_bytes >= self._receiver.window_bytes:
                 self._stalled = True
                 return
             piece = next(self._chunks, None)
@@ -175,6 +177,13 @@ class Serving:
                 self._emit(piece)
 
     def _send_next(self) -> None:
+        self._step()
+        if self._loop.blocked_ns:
+            self._after(0, self._go_on)
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
         piece, self._next = self._next, None
         if piece is not None:
             self._emit(piece)
@@ -183,8 +192,10 @@ class Serving:
     async def _pump_async(self, chunks: AsyncIterable[Piece]) -> None:
         async for piece in chunks:
             if piece.after_ns:
-                await asyncio.sleep(piece.after_ns / NS_PER_S)
-            while self._receiver.unread_bytes >= WINDOW_BYTES:
+                self._pause = Arrival(self._loop)
+                await self._pause.wait(piece.after_ns / NS_PER_S)
+                self._pause = None
+            while self._receiver.unread_bytes >= self._receiver.window_bytes:
                 self._room = Arrival(self._loop)
                 await self._room.wait(None)
             if self.all_sent:
@@ -208,7 +219,7 @@ class Serving:
 
     def room_came(self) -> None:
         """The client has read something."""
-        if self._receiver.unread_bytes >= WINDOW_BYTES:
+        if self._receiver.unread_bytes >= self._receiver.window_bytes:
             return
         if self._stalled:
             self._stalled = False
@@ -227,9 +238,11 @@ class Serving:
         elif self._held is not None:
             answer, self._held = self._held, None
             self._timer = self._loop.call_external(self._send_head, answer, context=self._context)
-        elif isinstance(self._chunks, Dripping | Endless):
-            self._chunks.heal()
-            if self._next is not None and self._timer is not None:
+        elif self._spoiling is not None and ends_by_healing(self._request.fault):
+            self._spoiling.heal()
+            if self._pause is not None:
+                self._loop.call_external(self._pause.come, context=self._context)
+            elif self._next is not None and self._timer is not None:
                 self._timer.cancel()
                 self._timer = self._loop.call_external(self._send_next, context=self._context)
 
@@ -251,3 +264,9 @@ class Serving:
     def _stop_sending(self) -> None:
         if self.asked and self._timer is not None:
             self._timer.cancel()
+
+
+def window_of(process: Process | None) -> int:
+    """How many bytes the system under *process* takes before it reads them."""
+    bound = None if process is None else process.host.window_bytes
+    return WINDOW_BYTES if bound is None else max(1, min(WINDOW_BYTES, bound))

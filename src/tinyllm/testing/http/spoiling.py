@@ -7,7 +7,7 @@ does not arrive. What a fault says about connections (refused, no such name) is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -31,10 +31,24 @@ from tinyllm.testing.faults import (
     WrongContentType,
     WrongShape,
 )
+from tinyllm.testing.http.pieces import (
+    Breaking,
+    Cutting,
+    Doubling,
+    Dripping,
+    Halving,
+    Repeating,
+    Spoiled,
+    SpoiledStream,
+    Spoiling,
+    Swapping,
+    part_of,
+    size_of,
+)
 from tinyllm.testing.http.values import Answer, Break, Chunk, Outcome, Piece, text_answer
 from tinyllm.testing.units import NS_PER_MS
 
-__all__ = ["damaged", "ends_by_healing", "misbehaved", "needs_whole_body", "retry_after", "stand_in"]
+__all__ = ["damaged", "ends_by_healing", "misbehaved", "retry_after", "stand_in"]
 
 #: No UTF-8: a start byte without its end, bytes that begin nothing, and a NUL.
 GARBAGE: Final = b"\xc3\x28\xff\xfe\x00\x80garbage\xf8"
@@ -76,11 +90,13 @@ def misbehaved(answer: Answer, fault: Fault) -> Answer:
         case WrongShape():
             return replace(answer, chunks=(Chunk(_WRONG_SHAPE.get(answer.content_type, b"[]")),))
         case TruncatedJson():
-            return replace(answer, chunks=_truncated(_pieces(answer)))
+            if isinstance(answer.chunks, tuple):
+                return replace(answer, chunks=_truncated(answer.chunks))
+            return _with(answer, Halving())
         case EndlessStream(delay_ms=delay_ms):
-            if not answer.streamed:
+            if isinstance(answer.chunks, tuple) and not answer.streamed:
                 return replace(answer, held=True)
-            return replace(answer, chunks=Endless(_pieces(answer), delay_ms * NS_PER_MS))
+            return _with(answer, Repeating(delay_ms * NS_PER_MS))
     return answer
 
 
@@ -90,32 +106,15 @@ _WRONG_SHAPE: Final = {_LINES: b"[]\n", _EVENTS: b"data: []\n\ndata: [DONE]\n\n"
 def _truncated(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
     """The first half of the pieces, and half of the next: a stream sends a piece of JSON in each."""
     middle = len(pieces) // 2
-    return (*pieces[:middle], *(_part(piece, 0, max(1, _size(piece) // 2)) for piece in pieces[middle : middle + 1]))
+    halves = (part_of(piece, 0, max(1, size_of(piece) // 2)) for piece in pieces[middle : middle + 1])
+    return (*pieces[:middle], *halves)
 
 
-class Endless(Iterator[Piece]):
-    """The first piece again and again, each *delay_ns* after the last; once healed, the rest follows at once.
-
-    A repetition that is on its way when the world is healed still comes.
-    """
-
-    def __init__(self, pieces: Sequence[Piece], delay_ns: int) -> None:
-        self._rest = iter(pieces or (Chunk(b"\n"),))
-        self._delay_ns = delay_ns
-        self._again: Piece | None = None
-        self._healed = False
-
-    def __next__(self) -> Piece:
-        if self._again is None:
-            piece = next(self._rest)
-            if not self._healed:
-                self._again = _later(piece, self._delay_ns)
-            return piece
-        return _later(next(self._rest), 0) if self._healed else self._again
-
-    def heal(self) -> None:
-        """Come to the end; do not begin to repeat."""
-        self._healed = True
+def _with(answer: Answer, spoiling: Spoiling) -> Answer:
+    """*answer* with *spoiling* done to its body as it goes out."""
+    if isinstance(answer.chunks, AsyncIterable):
+        return replace(answer, chunks=SpoiledStream(answer.chunks, spoiling))
+    return replace(answer, chunks=Spoiled(answer.chunks, spoiling))
 
 
 # --- what happens on the way -----------------------------------------------------------------------------
@@ -135,21 +134,19 @@ def damaged(outcome: Outcome, fault: Fault | None) -> Outcome:
         case Reset(after_bytes=0):
             return Break(how="reset", after_ns=outcome.after_ns)
         case Reset(after_bytes=size_bytes):
-            pieces = _pieces(outcome)
-            whole = sum(map(_size, pieces)) <= size_bytes
-            return outcome if whole else replace(outcome, chunks=_broken(pieces, size_bytes, Break(how="reset")))
+            return _with(outcome, Breaking(size_bytes, Break(how="reset")))
         case CutMidBody():
-            pieces = _pieces(outcome)
-            half = sum(map(_size, pieces)) // 2
-            return replace(outcome, chunks=_broken(pieces, half, Break(how="cut")))
+            return _with(outcome, _cut_in_the_middle(outcome))
+        case CutMidStream(chunks=0):
+            return replace(outcome, chunks=(Break(how="cut"),))
         case CutMidStream(chunks=chunks):
-            return replace(outcome, chunks=(*_pieces(outcome)[:chunks], Break(how="cut")))
+            return _with(outcome, Cutting(chunks))
         case SlowDrip(delay_ms=delay_ms, size_bytes=size_bytes):
-            return replace(outcome, chunks=Dripping(_pieces(outcome), delay_ms * NS_PER_MS, size_bytes))
+            return _with(outcome, Dripping(delay_ms * NS_PER_MS, size_bytes))
         case DuplicateChunk(chunk=chunk):
-            return replace(outcome, chunks=_duplicated(_pieces(outcome), chunk))
+            return _doubled(outcome, chunk)
         case ReorderedChunks(chunk=chunk):
-            return replace(outcome, chunks=_reordered(_pieces(outcome), chunk))
+            return _with(outcome, Swapping(_last_pair(outcome, chunk)))
     return outcome
 
 
@@ -158,82 +155,26 @@ def ends_by_healing(fault: Fault | None) -> bool:
     return isinstance(fault, ReadTimeout | SlowDrip | EndlessStream)
 
 
-def needs_whole_body(fault: Fault | None) -> bool:
-    """Whether a body that is made piece by piece must be collected before *fault* can be done to it."""
-    return not isinstance(fault, Latency | ReadTimeout | None)
-
-
-def _pieces(answer: Answer) -> Sequence[Piece]:
+def _cut_in_the_middle(answer: Answer) -> Spoiling:
+    """A cut after half of the body; where nobody knows how long that is, in the middle of the first piece."""
+    cut = Break(how="cut")
     if not isinstance(answer.chunks, tuple):
-        raise TypeError(f"a body must be collected before a fault strikes it: {answer.chunks!r}")
-    return answer.chunks
+        return Halving(cut)
+    size = sum(map(size_of, answer.chunks))
+    return Breaking(size // 2, cut) if size else Cutting(len(answer.chunks))
 
 
-def _size(piece: Piece) -> int:
-    return len(piece.data) if isinstance(piece, Chunk) else 0
+def _doubled(answer: Answer, number: int) -> Answer:
+    """Whatever sends a piece twice tells the length of what it sends."""
+    known = answer.chunks if isinstance(answer.chunks, tuple) else None
+    sent = _with(answer, Doubling(number if known is None else min(number, len(known) - 1)))
+    if not known:
+        return sent
+    longer = sum(map(size_of, known)) + size_of(known[min(number, len(known) - 1)])
+    lengths = {"content-length": str(longer)}
+    return replace(sent, headers=tuple((name, lengths.get(name.lower(), value)) for name, value in sent.headers))
 
 
-def _part(piece: Piece, start: int, end: int) -> Piece:
-    return Chunk(piece.data[start:end], piece.after_ns) if isinstance(piece, Chunk) else piece
-
-
-def _later(piece: Piece, after_ns: int) -> Piece:
-    return replace(piece, after_ns=after_ns)
-
-
-def _broken(pieces: Sequence[Piece], size_bytes: int, end: Break) -> tuple[Piece, ...]:
-    """The first *size_bytes* of the body, and then *end*. A piece that comes late breaks when it would have come."""
-    arrived: list[Piece] = []
-    for piece in pieces:
-        size = _size(piece)
-        if size > size_bytes:
-            if size_bytes:
-                return (*arrived, _part(piece, 0, size_bytes), end)
-            return (*arrived, replace(end, after_ns=piece.after_ns))
-        arrived.append(piece)
-        size_bytes -= size
-    return (*arrived, end)
-
-
-def _duplicated(pieces: Sequence[Piece], chunk: int) -> tuple[Piece, ...]:
-    if not pieces:
-        return ()
-    index = min(chunk, len(pieces) - 1)
-    return (*pieces[: index + 1], _later(pieces[index], 0), *pieces[index + 1 :])
-
-
-def _reordered(pieces: Sequence[Piece], chunk: int) -> tuple[Piece, ...]:
-    """With the two changing places, at the times at which pieces came before."""
-    if len(pieces) < 2:
-        return tuple(pieces)
-    index = min(chunk, len(pieces) - 2)
-    first, second = pieces[index], pieces[index + 1]
-    swapped = (_later(second, first.after_ns), _later(first, second.after_ns))
-    return (*pieces[:index], *swapped, *pieces[index + 2 :])
-
-
-class Dripping(Iterator[Piece]):
-    """The body in pieces of *size_bytes*, each *delay_ns* after the last; once healed, the rest at once."""
-
-    def __init__(self, pieces: Sequence[Piece], delay_ns: int, size_bytes: int) -> None:
-        self._pieces = list(reversed(pieces))
-        self._delay_ns = delay_ns
-        self._size_bytes = size_bytes
-        self._begun = False
-        self._healed = False
-
-    def __next__(self) -> Piece:
-        if not self._pieces:
-            raise StopIteration
-        piece = self._pieces.pop()
-        if self._healed:
-            return _later(piece, 0) if self._begun else piece
-        self._begun = True
-        if _size(piece) > self._size_bytes:
-            self._pieces.append(_later(_part(piece, self._size_bytes, _size(piece)), 0))
-            piece = _part(piece, 0, self._size_bytes)
-        return _later(piece, piece.after_ns + self._delay_ns)
-
-    def heal(self) -> None:
-        """Let what is left come at once; do not begin to drip."""
-        self._healed = True
+def _last_pair(answer: Answer, number: int) -> int:
+    """*number*, or that of the last piece but one if the body is known to be shorter."""
+    return min(number, max(0, len(answer.chunks) - 2)) if isinstance(answer.chunks, tuple) else number

@@ -42,6 +42,7 @@ class WorldTransport:
         return await self._dialect.respond(self._network, self._pool, name, request)
 
     async def aclose(self) -> None:
+        self._pool.close()
         if self._sockets is not None:
             await self._sockets.aclose()
 
@@ -88,7 +89,7 @@ class Dialect:
         try:
             exchange = await self._begun(network, pool, name, request, limits.get("pool"))
             try:
-                await exchange.connect(limits.get("connect"))
+                await exchange.connect(limits.get("connect"), pool.retries)
                 await exchange.send(self._body_of(request), limits.get("write"))
                 answer = await exchange.answer(limits.get("read"))
             except BaseException:

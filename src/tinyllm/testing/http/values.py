@@ -17,6 +17,7 @@ from tinyllm.testing.faults import Fault
 from tinyllm.testing.loop_errors import SimulationError
 
 __all__ = [
+    "WINDOW_BYTES",
     "Answer",
     "Break",
     "Chunk",
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 JSON: Final = "application/json"
+#: So much may be under way or unread before a sender waits, as the buffers of two systems allow.
+WINDOW_BYTES: Final = 64 * 1024
 #: One encoder for all: making one takes as long as writing a short answer.
 _to_json: Final = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -52,10 +55,11 @@ class Chunk:
 class Break:
     """The connection goes, `after_ns` nanoseconds after what came before it.
 
-    `refused` and `reset` are what the client's system says; `cut` is a peer that closes before the end.
+    `refused` and `reset` are what the client's system says; `cut` is a peer that closes before the end. With
+    `closed` the client itself has closed it.
     """
 
-    how: Literal["refused", "reset", "cut"]
+    how: Literal["refused", "reset", "cut", "closed"]
     after_ns: int = 0
 
 
@@ -96,7 +100,8 @@ class HttpRequest:
 
     `url` is the client's own URL object, `path` its path. `at_ns` is when all of it had arrived, `source` the
     host that sent it; `clock()` tells what the wall clock of the server's host shows. `fault` is what struck
-    it, if anything did. `ended` is None while it is under way.
+    it, if anything did; `hindered` tells, at its end, whether anything else may have made it late: a fault of
+    the links or of a host, or the schedule. `ended` is None while it is under way.
     """
 
     method: str
@@ -109,6 +114,7 @@ class HttpRequest:
     at_ns: int = 0
     clock: Callable[[], datetime]
     fault: Fault | None = None
+    hindered: bool = False
     status: int | None = None
     ended: Ended | None = None
     ended_ns: int | None = None

@@ -105,8 +105,9 @@ class ModelServer(ABC):
             return
         arrived = request.ended == "delivered"
         struck = request.fault is not None and (request.fault.family == "model" or not arrived)
+        kept = not arrived and (request.hindered or request.ended == "broken")
         came_too_late = request.ended_ns is not None and request.ended_ns < request.at_ns
-        if struck or came_too_late or request.ended == "broken":
+        if struck or kept or came_too_late:
             self._answered[given[0].model] -= 1
             self.script.give_back(*given)
 

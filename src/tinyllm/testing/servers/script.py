@@ -1,9 +1,9 @@
 """What the models of a simulated server say: scripted in order, decided by a function, or drawn by a seed.
 
 A script is strict: being asked more often than it has answers is a mistake of the test, or the bug that it
-was to find, and never passes unseen. An answer counts as given when it arrived, or when its client left it of
-its own will. One that a fault spoiled, or kept from arriving, is given to the next request instead, so that a
-script says what a client without faults would hear.
+was to find, and never passes unseen. An answer counts as given when it arrived, or when its client left it
+although nothing made it late. One that a fault spoiled, or may have kept from arriving in time, is given to the
+next request instead, so that a script says what a client without faults would hear.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from tinyllm.testing.faults import DnsFailure, Latency
+from tinyllm.testing.links import folded_name
 from tinyllm.testing.points import Points
 from tinyllm.testing.processes import Host, current_host
 from tinyllm.testing.sockets.streams import end_wait
@@ -78,10 +79,9 @@ class Names:
         return self.address_of(host)
 
     def _called(self, name: str) -> str | None:
-        name = name.removesuffix(".")
         here = current_host()
         for host in (*self._hosts, here):
-            if host.lower() == name.lower():
+            if folded_name(host) == folded_name(name):
                 return host
         return None
 
