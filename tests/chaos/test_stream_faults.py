@@ -119,7 +119,8 @@ BITES: list[tuple[Fault | LastingFault, str, list[Any]]] = [
     (SlowLink(delay_ms=500), "", [(1_020, "connected"), (2_040, ANSWER)]),
     (Bandwidth(bytes_per_s=10), "", [(20, "connected"), (1_140, ANSWER)]),
     # Repeated after 200 ms, then after twice as long each time; the sixth copy comes through.
-    (PacketLoss(percent=100), "", [(25_220, "connected"), (50_440, ANSWER)]),
+    (PacketLoss(percent=99), "", [(25_220, "connected"), (50_440, ANSWER)]),
+    (PacketLoss(percent=100), "", [(127_000, ("TimeoutError", errno.ETIMEDOUT))]),
     (Partition(), "", [(127_000, ("TimeoutError", errno.ETIMEDOUT))]),
     (Partition(one_way=True), "", [(127_000, ("TimeoutError", errno.ETIMEDOUT))]),
     (Partition(hosts=("db",), one_way=True), "", [(127_000, ("TimeoutError", errno.ETIMEDOUT))]),

@@ -24,6 +24,7 @@ Runnable: TypeAlias = "SimulatedHandle | SimulatedTimer"
 OWNER: ContextVar[object] = ContextVar("tinyllm_owner", default=None)
 """Whose work this is, a simulated host for example. Tasks and timers inherit it from whoever creates them."""
 
+
 class Nobody(Enum):
     """Stands for no process at all, where None would mean that of the host on which programs run by default."""
 
@@ -51,6 +52,7 @@ def nobodys_context() -> Context:
     context = Context()
     context.run(PROCESS.set, Nobody.NOBODY)
     return context
+
 
 # What made a task ready: nobody outside the program; some step of it, where that is told apart; a timer; or
 # simulated input and executor jobs.

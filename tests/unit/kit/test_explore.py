@@ -134,6 +134,8 @@ BROKEN = [
 ]
 
 
+# Hunts: other tests measure the same lines, and measuring makes these take three times as long.
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("program", "error", "examples"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
 @pytest.mark.parametrize("seed", range(3))
 def test_a_bug_is_found_and_shrunk_to_one_decision(program, error, examples, seed):
@@ -150,6 +152,7 @@ async def races_after_much_else(world):
     await loses_an_update(world)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("seed", range(3))
 def test_a_race_that_comes_late_is_found_too_and_needs_one_decision(seed):
     found = explore(races_after_much_else, seed_number=seed, max_examples=5_000, families=())
