@@ -440,7 +440,7 @@ def test_a_saturated_host_serves_one_request_after_another():
 
 
 def test_under_memory_pressure_a_client_takes_less_of_an_answer_that_it_does_not_read():
-    sent = []
+    sent: list[None] = []
 
     async def pieces():
         for _ in range(10):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -357,3 +359,23 @@ def test_the_suite_keeps_its_profile():
     """The others here run before it: what they loaded must be gone."""
     chosen = os.environ.get("TINYLLM_PROFILE", "dev")
     assert chosen == settings.get_current_profile_name()
+
+
+def test_the_example_of_the_guide_ends_as_the_guide_says(run):
+    guide = (Path(__file__).parents[3] / "docs" / "world.md").read_text(encoding="utf-8")
+    example, told = re.findall(r"```(?:python)?\n(.*?)```", guide, re.DOTALL)[:2]
+    _, _, story = told.partition("\n\n")
+    plan = re.search(r"Live it again: (.*)", story).group(1)
+    mark = f"\nfrom tinyllm.testing.faults import Refused\n@pytest.mark.simulated(plan={plan})\n"
+
+    run(example).assert_outcomes(passed=1, failed=1)
+    again = run(re.sub(r"\n@pytest.mark.simulated\n@given.*\n", mark, example))
+
+    again.assert_outcomes(passed=1, failed=1)
+    printed = [line.removeprefix("E").strip() for line in again.outlines]
+    assert "\n".join(map(str.strip, story.strip().splitlines())) in "\n".join(printed)
+
+
+def test_the_example_among_the_examples_holds(run):
+    example = Path(__file__).parents[3] / "examples" / "apps" / "test_ask.py"
+    run(example.read_text(encoding="utf-8")).assert_outcomes(passed=2)
