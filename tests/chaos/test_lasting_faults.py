@@ -153,6 +153,7 @@ def test_a_partition_in_one_direction_lets_the_other_pass():
     async def listens(reader, writer):
         heard.append((await reader.readexactly(2), asyncio.get_running_loop().time()))
         writer.write(b"ok")
+        writer.close()
 
     async def serves():
         server = await asyncio.start_server(listens, "db", 7)
