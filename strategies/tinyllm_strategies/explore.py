@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Flaky
@@ -13,6 +13,8 @@ from hypothesis.errors import Flaky
 from tinyllm.testing.faults import FAMILIES
 from tinyllm.testing.lives import (
     DETERMINISM_SHARE,
+    STEPS_MAX,
+    STILL_STEPS_MAX,
     Body,
     Finding,
     Life,
@@ -25,10 +27,6 @@ from tinyllm.testing.plan import WorldPlan
 from tinyllm_strategies.plans import worlds
 
 __all__ = ["Exploration", "Finding", "explore"]
-
-#: Steps of one life, and of one moment of it: a program that does not end is told after so many.
-STEPS_MAX: Final = 200_000
-STILL_STEPS_MAX: Final = 20_000
 
 
 class _Broken(Exception):
@@ -95,7 +93,7 @@ def explore(
             escaped.append(error)
             raise
         if life.error is not None:
-            failed.append(life)
+            failed[:] = [life]  # the others would keep their worlds
             raise _broken_by(type(life.error).__qualname__)(str(life.error)) from life.error
 
     chosen = settings(

@@ -18,6 +18,8 @@ from tinyllm.testing.world import World
 
 __all__ = [
     "DETERMINISM_SHARE",
+    "STEPS_MAX",
+    "STILL_STEPS_MAX",
     "Body",
     "Finding",
     "Life",
@@ -34,6 +36,13 @@ __all__ = [
 
 #: One life in so many is lived twice, to see that it is the same life; so is every finding.
 DETERMINISM_SHARE: Final = 20
+#: Steps of one life, and of one moment of it, where somebody looks for lives that fail: one that does not end is
+#: told after so many.
+STEPS_MAX: Final = 200_000
+STILL_STEPS_MAX: Final = 20_000
+#: A life is made simpler by so many others, and so many steps of theirs.
+TRIES: Final = 200
+TRIES_STEPS: Final = 2_000_000
 #: A program that is handed the world it lives in.
 Body = Callable[[World], Coroutine[Any, Any, Any]]
 
@@ -172,9 +181,22 @@ def finding(life: Life, body: Body, **how: Any) -> Finding:
     return Finding(error, simplest.chronicle, reachable(plan, body, error, **how))
 
 
-def canonical(plan: WorldPlan, body: Body, error: BaseException, *, tries: int = 200, **how: Any) -> WorldPlan:
-    """The simplest plan near *plan* under which *body* fails as *error* does."""
-    return simplest_plan(plan, lambda nearby: same_failure(live(nearby, body, **how).error, error), tries=tries)
+def canonical(plan: WorldPlan, body: Body, error: BaseException, *, tries: int = TRIES, **how: Any) -> WorldPlan:
+    """The simplest plan near *plan* under which *body* fails as *error* does, of those that *tries* lives found.
+
+    Long lives are fewer: after 2,000,000 steps it stays as it is.
+    """
+    steps = 0
+
+    def still_fails(nearby: WorldPlan) -> bool:
+        nonlocal steps
+        if steps >= TRIES_STEPS:
+            return False
+        life = live(nearby, body, **how)
+        steps += life.chronicle.steps
+        return same_failure(life.error, error)
+
+    return simplest_plan(plan, still_fails, tries=tries)
 
 
 def reachable(plan: WorldPlan, body: Body, error: BaseException, **how: Any) -> bool:

@@ -5,10 +5,20 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from tinyllm.testing.lives import DETERMINISM_SHARE, Body, Life, NotDeterministicError, compare, finding, live
+from tinyllm.testing.lives import (
+    DETERMINISM_SHARE,
+    STEPS_MAX,
+    STILL_STEPS_MAX,
+    Body,
+    Life,
+    NotDeterministicError,
+    compare,
+    finding,
+    live,
+)
 from tinyllm.testing.loop_errors import SimulationError
 from tinyllm.testing.plan import WorldPlan
 from tinyllm.testing.telling import tell
@@ -16,9 +26,6 @@ from tinyllm.testing.world import World
 
 __all__ = ["CancellationEscapedError", "SimulatedTest"]
 
-#: Steps of one life, and of one moment of it: a program that does not end is told after so many.
-STEPS_MAX: Final = 500_000
-STILL_STEPS_MAX: Final = 50_000
 #: So many failed lives are kept for their stories; Hypothesis raises the last ones.
 FAILED_MAX: Final = 64
 
@@ -74,7 +81,9 @@ class SimulatedTest:
             if isinstance(raised, asyncio.CancelledError):  # as such it would pass through whoever runs tests
                 raised = CancellationEscapedError("the test ended by CancelledError, and nobody had cancelled it")
                 raised.__cause__ = life.error
-            self._keep(raised, _Failed(life, raised, self._body(names, *(again or (args, kwargs)))))
+            # Its steps are not told, and of 64 long lives they would take all memory.
+            short = replace(life, chronicle=replace(life.chronicle, trace=None))
+            self._keep(raised, _Failed(short, raised, self._body(names, *(again or (args, kwargs)))))
             raise raised
 
     def _keep(self, raised: BaseException, failed: _Failed) -> None:

@@ -340,6 +340,7 @@ class World:
             return
         with self.inside():
             self.loop.close()
+        self.governor.trace = None  # a traceback may keep this world for long
         for host in self.hosts.values():
             host.close()
 

@@ -423,6 +423,25 @@ def test_the_canonical_plan_has_what_the_failure_needs_and_no_more():
     assert WorldPlan(strikes=(needed,)) == simplest
 
 
+def test_a_long_life_is_not_made_simpler_for_ever(monkeypatch):
+    lives = []
+
+    async def never_ends(world):
+        lives.append(world)
+        while True:
+            await asyncio.sleep(0.001)
+
+    plan = WorldPlan(strikes=tuple(At(point="request", number=number, fault=Refused()) for number in range(20)), seed=7)
+    life = live(plan, never_ends, max_steps=1_000)
+    monkeypatch.setattr("tinyllm.testing.lives.TRIES_STEPS", 5_000)
+
+    simplest = canonical(plan, never_ends, life.error, max_steps=1_000)
+    tried = len(lives) - 1
+    assert tried == 20 - len(simplest.strikes)  # each was simpler, and the last was not the simplest
+    assert 2 <= tried <= 5
+
+
+
 def test_a_plan_without_holds_is_reachable_and_one_whose_holds_matter_only_out_of_order_is_not():
     plan = WorldPlan(schedule=(Hold(2, 6),) * 3, external_only=False)
     life = live(plan, relies_on_the_order_of_callbacks)

@@ -144,6 +144,35 @@ async def test_adds(extra, world):
     )
 
 
+def test_no_line_of_the_world_is_traced_to_explain_a_failure(run):
+    result = run(
+        """
+import sys
+
+def tracer():
+    monitoring = getattr(sys, "monitoring", None)
+    return monitoring.get_tool(3) if monitoring else type(getattr(sys.gettrace(), "__self__", None)).__module__
+
+tracers = set()
+
+@pytest.mark.simulated
+@given(world=worlds(), number=st.integers())
+async def test_fails(world, number):
+    tracers.add(tracer())
+    if number > 1_000:
+        raise ValueError
+
+def test_was_not_traced():
+    assert 1 == len(tracers)
+    assert "hypothesis" not in str(tracers)
+
+def test_the_settings_stay():
+    assert "explain" in str(test_fails._hypothesis_internal_use_settings.phases)
+"""
+    )
+    result.assert_outcomes(passed=2, failed=1)
+
+
 def test_each_of_several_failures_tells_its_story(run):
     result = run(
         """
