@@ -433,6 +433,7 @@ def test_a_long_life_is_not_made_simpler_for_ever(monkeypatch):
 
     plan = WorldPlan(strikes=tuple(At(point="request", number=number, fault=Refused()) for number in range(20)), seed=7)
     life = live(plan, never_ends, max_steps=1_000)
+    assert life.error is not None
     monkeypatch.setattr("tinyllm.testing.lives.TRIES_STEPS", 5_000)
 
     simplest = canonical(plan, never_ends, life.error, max_steps=1_000)
