@@ -137,6 +137,7 @@ class SimulatedLoop(ReportingLoop):
         self._batch_left: int | None = None
         #: The last job of each executor with one thread, which runs them one after the other.
         self._last_jobs: weakref.WeakKeyDictionary[Any, SimulatedTask[Any]] = weakref.WeakKeyDictionary()
+        self._default_executor: Any = None
         # How many steps may run while time stands still, and the step at which it last moved.
         self._max_still_steps = max_still_steps
         self._moved_at_step = 0
@@ -160,8 +161,10 @@ class SimulatedLoop(ReportingLoop):
         self._task_steps = 0
         self._max_steps = max_steps
         self._recent: list[str] = []
-        self._tasks: list[SimulatedTask[Any]] = []
+        self._tasks: dict[int, SimulatedTask[Any]] = {}
         self._tasks_prune_at = 64
+        #: The numbers of those that stand for a job of an executor.
+        self._jobs: set[int] = set()
         self._dead: list[SimulatedTask[Any]] = []
         self._asyncgens: dict[int, tuple[weakref.ref[AsyncGenerator[Any, Any]], Process | None]] = {}
         #: What the executor job that runs now has cost so far; None while none does.
@@ -242,8 +245,13 @@ class SimulatedLoop(ReportingLoop):
     def call_later(
         self, delay: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> SimulatedTimer:
-        """Call *callback* in *delay* virtual seconds, rounded to nanoseconds; never, if that is infinite."""
-        when_ns = None if delay == float("inf") else self._now_ns + self.blocked_ns + round(delay * 1e9)
+        """Call *callback* in *delay* virtual seconds, rounded to nanoseconds; never, if that is infinite.
+
+        Every delay above 0 takes a nanosecond at least: what rounding left of a deadline would be slept for ever.
+        """
+        when_ns = None
+        if delay != float("inf"):
+            when_ns = self._now_ns + self.blocked_ns + (round(delay * 1e9) or delay > 0)
         return self._set_timer(when_ns, callback, args, context)
 
     def call_at(
@@ -347,11 +355,16 @@ class SimulatedLoop(ReportingLoop):
         """The tasks that are not done, in creation order; only those of *owner* if given; none of dead processes."""
         return tuple(
             task
-            for task in self._tasks
+            for task in self._tasks.values()
             if not task.done()
             and (owner is ANY or task.owner == owner)
             and (task.process is None or not task.process.dead)
         )
+
+    def tasks_here(self) -> set[SimulatedTask[Any]]:
+        """What `asyncio.all_tasks` gives the process that runs now: its own tasks that are not done, and no jobs."""
+        here = self._process_here()
+        return {task for task in self.pending_tasks() if task.process is here and task.number not in self._jobs}
 
     def keep_dead(self, task: SimulatedTask[Any]) -> None:
         """Keep a task of a dead process from being collected, and so from running its `finally` blocks, before
@@ -360,9 +373,10 @@ class SimulatedLoop(ReportingLoop):
 
     def remember(self, task: SimulatedTask[Any]) -> None:
         """Called by each new task. A task is kept until it is done and somebody has seen its exception."""
-        self._tasks.append(task)
+        self._tasks[task.number] = task
         if len(self._tasks) >= self._tasks_prune_at:
-            self._tasks = [task for task in self._tasks if not task.done() or task._log_traceback]
+            self._tasks = {number: it for number, it in self._tasks.items() if not it.done() or it._log_traceback}
+            self._jobs &= self._tasks.keys()
             self._tasks_prune_at = max(64, 2 * len(self._tasks))
 
     def run_in_executor(
@@ -375,15 +389,18 @@ class SimulatedLoop(ReportingLoop):
 
         Jobs of an *executor* with one thread run one after the other; otherwise it is ignored. As with a
         thread, no loop is running while *func* does, and cancelling the future does not stop
-        the job: its late result is discarded.
+        the job: its late result is discarded. One that still waits for its thread then never runs.
         """
         self._check_open()
         future = self.create_future()
         outer, self._external = self._external, OUTSIDE  # a thread starts when it likes
         try:
+            if executor is None:
+                executor = self._default_executor
             one_thread = getattr(executor, "_max_workers", None) == 1
             before = self._last_jobs.get(executor) if one_thread else None
             job = SimulatedTask(run_job(self, future, func, args, before), loop=self)
+            self._jobs.add(job.number)
         finally:
             self._external = outer
         if one_thread:
@@ -409,7 +426,7 @@ class SimulatedLoop(ReportingLoop):
         self._external = OUTSIDE
 
     def set_default_executor(self, executor: Any) -> None:
-        """Does nothing: jobs run inline.
+        """Have its one thread, if it has one only, run the jobs that name no executor one after the other.
 
         Raises:
             TypeError: *executor* is no ThreadPoolExecutor.
@@ -418,6 +435,7 @@ class SimulatedLoop(ReportingLoop):
 
         if not isinstance(executor, ThreadPoolExecutor):
             raise TypeError(f"executor must be ThreadPoolExecutor instance, not {executor!r}")
+        self._default_executor = executor
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Does nothing: there are no threads to wait for."""
@@ -564,11 +582,18 @@ class SimulatedLoop(ReportingLoop):
                 raise
             except BaseException as error:  # noqa: BLE001 - it must not end the run of the others
                 self._report_callback(handle, error)
+            if handle.task is not None and handle.task.done():
+                self._forget(handle.task)
             if self._in_front:
                 todo += self._in_front
                 self._in_front = 0
             if holds.for_steps and holds.for_steps[0][0] <= self._task_steps:
                 todo += self._release(holds.due(self._task_steps))
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        """Keep a task that is done no longer than asyncio does, unless nobody has seen how it failed."""
+        if isinstance(task, SimulatedTask) and not task._log_traceback:
+            self._tasks.pop(task.number, None)
 
     def _spins(self) -> None:
         """Time has stood still for too many steps: let the budget end here."""
@@ -718,7 +743,7 @@ class SimulatedLoop(ReportingLoop):
 
     def report_unseen(self) -> None:
         """Report the exceptions of ended tasks that nobody has looked at; each is reported once."""
-        report_unseen(self, self._tasks)
+        report_unseen(self, self._tasks.values())
 
     def end_leftovers(self) -> None:
         """Cancel what still runs, as `asyncio.run` does at its end, and report what does not end by it.
@@ -748,9 +773,9 @@ class SimulatedLoop(ReportingLoop):
             return
         try:
             self.end_leftovers()
-            report_unseen(self, self._tasks)
+            report_unseen(self, self._tasks.values())
         finally:
-            bury_dead(self, [*self._tasks, *self._dead])
+            bury_dead(self, [*self._tasks.values(), *self._dead])
             self._closed = True
             self._ready.clear()
             self._timers.clear()

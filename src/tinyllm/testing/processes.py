@@ -204,15 +204,17 @@ class Governor:
         asyncio collects the timers that are due between two batches, behind what the steps of the batch before
         made ready. One that wakes up late collects them before it wakes any task.
         """
+        # Some may have been set while it stood still, for moments before those of others that were due already.
+        timers = sorted(process.timers, key=_moment)
         if process.late:
             # Those in the rest were woken by timers of the same moment, and go on with what these wake now.
-            batch = list(process.timers)
+            batch = timers
             process.following.extendleft(reversed(process.rest))
             process.timers.clear()
         elif process.rest:
             batch = list(process.rest)
         else:
-            batch = [*process.following, *process.timers]
+            batch = [*process.following, *timers]
             process.following.clear()
             process.timers.clear()
         process.late = False
@@ -221,6 +223,10 @@ class Governor:
         self._loop.put_in_front(batch)
         if process.waits:
             self._wake_later(process)
+
+
+def _moment(timer: Runnable) -> int:
+    return (timer.when_ns or 0) if isinstance(timer, SimulatedTimer) else 0
 
 
 class Host:

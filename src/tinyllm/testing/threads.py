@@ -41,10 +41,13 @@ async def run_job(
     """Run *func* as if no loop were running, and put what comes of it into *future* if that still waits.
 
     What *func* costs in virtual time, a slow sync for example, passes before anybody sees what came of it, and
-    so does what it left in the loop's `job_awaits`. It begins when the job *before* it has ended.
+    so does what it left in the loop's `job_awaits`. It begins when the job *before* it has ended, unless *future*
+    was cancelled by then.
     """
     if before is not None:
         await asyncio.wait([before])
+        if future.cancelled():
+            return
     if late_ns := loop.outside_delay_ns(f"the start of {job_name(func)}"):
         await asyncio.sleep(late_ns / 1e9)
     result: Any = None

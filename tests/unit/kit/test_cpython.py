@@ -63,7 +63,6 @@ LEFT_OUT: Final[dict[str, LeftOut]] = {
     ),
     "base_events.BaseEventLoopTests.test_not_implemented": _PRIVATE,
     "base_events.BaseEventLoopTests.test_run_forever_pre_stopped": _PRIVATE,
-    "base_events.BaseEventLoopTests.test_set_default_executor": _PRIVATE,
     "base_events.BaseEventLoopTests.test_set_exc_handler_custom": LeftOut(
         "expects the traceback of a handle, which debug mode keeps"
     ),

@@ -11,7 +11,9 @@ import selectors
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +358,23 @@ def test_whoever_sets_a_timer_until_the_clock_has_come_there_is_done_in_a_nanose
 
     # Moments that differ by rounding only are one moment, and the timer of a deadline is a timer of it.
     assert done[0] - round(deadline * 1e9) in (0, 1)
+
+
+@pytest.mark.parametrize("wait", [asyncio.sleep, lambda left: asyncio.wait_for(asyncio.Event().wait(), left)])
+@given(start_ns=st.integers(0, 10**12), delay=st.sampled_from((0.1, 0.3, 0.7, 2.2)), part=st.sampled_from((1, 2, 3, 7)))
+def test_waiting_for_what_is_left_until_a_deadline_comes_to_an_end(wait, start_ns, delay, part):
+    loop = SimulatedLoop(max_steps=200)
+    loop.advance(start_ns)
+
+    async def main():
+        deadline = loop.time() + delay
+        while (left := deadline - loop.time()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await wait(min(left, delay / part))
+
+    loop.run_until_complete(main())
+    assert abs(loop.time_ns - start_ns - delay * 1e9) <= part + 1
+    loop.close()
 
 
 def test_a_deadline_and_a_sleep_of_the_same_length_end_at_the_same_moment():
@@ -1457,3 +1476,55 @@ def test_cancelling_a_held_task_ends_the_hold_at_once(level):
 
     assert len(held) == 1
     assert cancelled == held
+
+
+# --- what the loop keeps, and whose it is -------------------------------------------------------------------
+
+
+def test_a_task_that_is_done_and_its_result_are_kept_by_those_who_hold_them_only():
+    class Result:
+        pass
+
+    async def makes():
+        return Result()
+
+    async def main():
+        task = asyncio.create_task(makes())
+        kept = weakref.ref(await task), weakref.ref(task)
+        del task
+        await asyncio.sleep(0)
+        return [reference() for reference in kept]
+
+    assert [None, None] == run(main())
+
+
+@pytest.mark.parametrize("gap", range(16))
+def test_jobs_of_a_default_executor_with_one_thread_run_one_after_the_other(gap):
+    async def main():
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
+        await asyncio.gather(*(asyncio.to_thread(done.append, number) for number in range(6)))
+
+    done: list[int] = []
+    run_stalled(main(), (Hold(gap, 0),))
+    assert [0, 1, 2, 3, 4, 5] == done
+
+
+def run_stalled(main, schedule):
+    loop = SimulatedLoop(schedule, stalls=True)
+    try:
+        loop.run_until_complete(main)
+    finally:
+        loop.close()
+
+
+def test_a_job_that_is_cancelled_while_it_waits_for_its_thread_never_runs():
+    ran: list[str] = []
+
+    async def main():
+        loop, pool = asyncio.get_running_loop(), ThreadPoolExecutor(max_workers=1)
+        first, second, third = (loop.run_in_executor(pool, ran.append, name) for name in ("a", "b", "c"))
+        second.cancel()
+        await asyncio.gather(first, third)
+
+    run(main())
+    assert ["a", "c"] == ran

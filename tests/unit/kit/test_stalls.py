@@ -311,3 +311,26 @@ def test_an_applied_stall_tells_whose_step_it_was_in_front_of():
     assert [AppliedHold(0, applied[0].task, Hold(gap=1, level=7), "stall", applied[0].where)] == applied
     assert applied[0].where.startswith("test_stalls.py:")
     assert applied[0].task.startswith("order_of.<locals>.sleeper#")
+
+
+@pytest.mark.parametrize("gap", range(6))
+@pytest.mark.parametrize("level", range(12))
+def test_timers_that_are_set_while_the_process_stalls_run_in_the_order_of_their_moments(gap, level):
+    log: list[float] = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+
+        async def until(moment):
+            future = loop.create_future()
+            loop.call_at(began + moment, future.set_result, None)
+            await future
+            log.append(moment)
+
+        await asyncio.gather(*(until(moment) for moment in (0.004, 0.002, 0.006, 0.001)))
+
+    with World(WorldPlan(schedule=(Hold(gap, level),))) as world:
+        world.run(main)
+
+    assert sorted(log) == log

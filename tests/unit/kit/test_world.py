@@ -436,3 +436,28 @@ def test_closing_twice_is_as_closing_once():
     world.close()
     world.close()
     assert world.loop.is_closed()
+
+
+def test_all_tasks_are_those_of_the_process_that_asks_and_no_jobs():
+    beats = []
+
+    async def beat():
+        while True:
+            beats.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(0.01)
+
+    async def shuts_down():
+        job = asyncio.get_running_loop().run_in_executor(None, lambda: "done")
+        mine = asyncio.create_task(asyncio.sleep(100))
+        await asyncio.sleep(0.1)
+        late = asyncio.get_running_loop().run_in_executor(None, lambda: "late")
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.sleep(1)
+        return others == {mine}, await job, await late
+
+    with World() as world:
+        world.host("other").start(beat)
+        assert (True, "done", "late") == world.run(shuts_down)
+        assert beats[-1] >= 1

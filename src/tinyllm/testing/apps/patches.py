@@ -250,9 +250,12 @@ def _of_class(method: Any) -> Callable[..., Any]:
 
 
 def _all_tasks(loop: asyncio.AbstractEventLoop | None = None) -> set[asyncio.Task[Any]]:
-    """`asyncio.all_tasks` in one order: asyncio's goes by the addresses of all tasks of the whole process."""
+    """`asyncio.all_tasks` of the simulated process that asks: the others have loops of their own, in earnest.
+
+    In one order; asyncio's goes by the addresses of all tasks of the whole real process.
+    """
     loop = asyncio.get_running_loop() if loop is None else loop
-    return set(loop.pending_tasks()) if isinstance(loop, SimulatedLoop) else _REAL_ALL_TASKS(loop)
+    return {*loop.tasks_here()} if isinstance(loop, SimulatedLoop) else _REAL_ALL_TASKS(loop)
 
 
 def _as_completed(fs: Any, *, timeout: float | None = None) -> Any:
