@@ -59,6 +59,8 @@ def _run_simulated(pyfuncitem: pytest.Function, marker: pytest.Mark) -> Generato
     drawn = getattr(outer, "hypothesis", None)
     test = outer if drawn is None else drawn.inner_test
     _require_good_use(test, pyfuncitem.nodeid, marker)
+    if "plan" in marker.kwargs and drawn is not None and "world" not in pyfuncitem.funcargs:
+        pytest.fail(f"{pyfuncitem.nodeid}: the mark has a plan, and @given draws another; leave one of them")
     if "world" in pyfuncitem.funcargs and "plan" in marker.kwargs:
         pyfuncitem.funcargs["world"] = marker.kwargs["plan"]
     # Parameters are values, and can be given to a second life; what fixtures made, an earlier life may have changed.
@@ -72,7 +74,7 @@ def _run_simulated(pyfuncitem: pytest.Function, marker: pytest.Mark) -> Generato
     else:
         drawn.inner_test = run
     try:
-        with _unexplained(outer):
+        with _settings_of_a_world(outer):
             return (yield)
     except BaseException as error:
         simulated.explain(error)
@@ -85,10 +87,11 @@ def _run_simulated(pyfuncitem: pytest.Function, marker: pytest.Mark) -> Generato
 
 
 @contextmanager
-def _unexplained(test: Any) -> Iterator[None]:
+def _settings_of_a_world(test: Any) -> Iterator[None]:
     """Keep Hypothesis from tracing every line of the world to explain a failure: a life took 15 times as long.
 
-    The story explains it. Does nothing for a test without `@given`.
+    The story explains it. Nor has a life a deadline in real time, since some are lived twice. Does nothing for a
+    test without `@given`.
     """
     function = getattr(test, "__func__", test)
     chosen = getattr(function, _SETTINGS, None)
@@ -98,7 +101,7 @@ def _unexplained(test: Any) -> Iterator[None]:
     from hypothesis import Phase, settings
 
     phases = [phase for phase in chosen.phases if phase is not Phase.explain]
-    setattr(function, _SETTINGS, settings(chosen, phases=phases))
+    setattr(function, _SETTINGS, settings(chosen, phases=phases, deadline=None))
     try:
         yield
     finally:

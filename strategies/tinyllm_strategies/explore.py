@@ -73,6 +73,8 @@ def explore(
     if isinstance(body, Coroutine):
         body.close()
         raise TypeError(f"explore takes a coroutine function of one world, not {body!r}")
+    if not callable(body):
+        raise TypeError(f"explore takes a coroutine function of one world, not {body!r}")
     how |= {"max_steps": max_steps, "max_still_steps": max_still_steps}
     examples = shrinks = 0
     failed: list[Life] = []
@@ -81,7 +83,7 @@ def explore(
     def example(plan: WorldPlan) -> None:
         nonlocal examples, shrinks
         if escaped:  # whatever else it does, it is told as what it did first
-            raise escaped[0]
+            raise escaped[0].with_traceback(None)
         if failed:
             shrinks += 1
         else:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from tinyllm.testing.faults import (
     FAMILIES,
+    HOME,
     AnswerLost,
     At,
     Bandwidth,
@@ -198,11 +199,13 @@ def worlds(
     and mild ones.
 
     Raises:
-        FaultError: no such family.
+        FaultError: no such family, or the program's own host among *hosts*.
     """
     for name, value in (("hosts", hosts), ("families", families)):
         if isinstance(value, str):
             raise FaultError(f"{name} are several names, ({value!r},) for example, not one text")
+    if HOME in hosts:
+        raise FaultError(f"the program's own host, {HOME!r}, is never taken down: leave it out of hosts")
     for family in families:
         if family not in FAMILIES:
             raise FaultError(f"there is no family {family!r}; there are {', '.join(FAMILIES)}")

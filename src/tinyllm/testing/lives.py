@@ -154,7 +154,7 @@ class Finding:
     def story(self) -> str:
         """What failed, what was given, what happened, and how to live it again."""
         failed = "".join(format_exception_only(self.error)).rstrip()
-        return f"{failed}{_place(self.error)}\n\n{tell(self.chronicle, reachable=self.reachable)}"
+        return f"{failed}{_place(self.error)}\n\n{tell(self.chronicle, reachable=self.reachable, error=self.error)}"
 
 
 def _place(error: BaseException) -> str:

@@ -12,6 +12,7 @@ only. And nothing here may depend on the real clock, on an address, or on the or
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 import weakref
@@ -81,6 +82,9 @@ _WATCHED_STEPS: Final = 64
 _CLOSE_STEPS: Final = 10_000
 """How many steps leftovers may take in all when the loop is closed."""
 
+_COLLECT_STEPS: Final = 100_000
+"""After so many steps cycles are collected, at a moment that does not hang on what else the process has made."""
+
 _PURGE_TIMERS: Final = 64
 """From this many cancelled timers on the heap is cleared of them, once they are more than half of it."""
 
@@ -141,6 +145,8 @@ class SimulatedLoop(ReportingLoop):
         # How many steps may run while time stands still, and the step at which it last moved.
         self._max_still_steps = max_still_steps
         self._moved_at_step = 0
+        self._spun = False
+        self._collect_at_step = _COLLECT_STEPS
         #: Whether the clock has moved and no step of the program has run since.
         self._just_woke = False
         self.next_task_number = count(1).__next__
@@ -533,6 +539,9 @@ class SimulatedLoop(ReportingLoop):
             return False
         self._just_woke = True
         self._moved_at_step = self.steps
+        if self.steps >= self._collect_at_step:
+            self._collect_at_step = self.steps + _COLLECT_STEPS
+            gc.collect()
         # A timer may have been set for the past; the clock never goes back.
         self._now_ns = max(self._now_ns, when_ns)
         return True
@@ -599,6 +608,7 @@ class SimulatedLoop(ReportingLoop):
         """Time has stood still for too many steps: let the budget end here."""
         self._max_steps = min(self._max_steps, self.steps + _WATCHED_STEPS)
         self._max_still_steps = None
+        self._spun = True
 
     def grant_steps(self, steps: int) -> None:
         """Let so many steps run from now on, whatever was left."""
@@ -626,7 +636,7 @@ class SimulatedLoop(ReportingLoop):
             self._ready.appendleft(handle)
             self._ready_wakeups += handle.task is not None
             still = self.steps - self._moved_at_step
-            raise LivelockError(self._max_steps, self._now_ns, self._recent, still_steps=still)
+            raise LivelockError(self._max_steps, self._now_ns, self._recent, still_steps=still, spun=self._spun)
         self._recent.append(name_of(handle._callback) if handle.task is None else handle.task.get_name())
 
     def _holds_back(self, handle: SimulatedHandle) -> bool:
@@ -730,7 +740,8 @@ class SimulatedLoop(ReportingLoop):
     def open_asyncgens(self) -> list[AsyncGenerator[Any, Any]]:
         """The asynchronous generators that were started and not finished, the oldest first; none of dead processes."""
         live = (ref for ref, process in self._asyncgens.values() if process is None or not process.dead)
-        return [agen for ref in live if (agen := ref()) is not None]
+        # One that has ended is kept by whoever keeps it, a traceback for example, until the collector comes.
+        return [agen for ref in live if (agen := ref()) is not None and getattr(agen, "ag_frame", agen) is not None]
 
     async def shutdown_asyncgens(self) -> None:
         """Close every asynchronous generator that was started and not finished, the oldest first.

@@ -45,17 +45,18 @@ class StuckError(SimulationError):
 class LivelockError(SimulationError):
     """The step budget is used up. `tasks` ran in the last steps, in the order of their first one there.
 
-    `still_steps` is how many ran since time last moved.
+    `still_steps` is how many ran since time last moved; they alone were too many if it *spun*.
     """
 
-    def __init__(self, steps: int, at_ns: int, recent: list[str], *, still_steps: int = 0) -> None:
+    def __init__(self, steps: int, at_ns: int, recent: list[str], *, still_steps: int = 0, spun: bool = False) -> None:
         counts = Counter(recent)
         self.still_steps = still_steps
         self.steps = steps
         self.at_ns = at_ns
         self.tasks = tuple(counts)
         ran = ", ".join(f"{name} ({times} times)" for name, times in counts.items())
+        budget = "max_still_steps" if spun else "max_steps"
         super().__init__(
             f"not at an end after {steps} steps, at {at_ns / 1e9:.9g} s of virtual time; "
-            f"the last {len(recent)} were of {ran}. If the run is just long, raise max_steps."
+            f"the last {len(recent)} were of {ran}. If the run is just long, raise {budget}."
         )

@@ -300,6 +300,7 @@ class Host:
         process = self.process
         if process.dead:
             return
+        self.hindrances += 1
         process.state = "dead"
         self._governor.watch(process)
         for call in self.on_crash:

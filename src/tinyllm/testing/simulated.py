@@ -38,7 +38,8 @@ class CancellationEscapedError(SimulationError):
 class _Failed:
     life: Life
     raised: BaseException
-    body: Body
+    #: What can be lived again, None if nothing can.
+    body: Body | None
 
 
 class SimulatedTest:
@@ -70,7 +71,7 @@ class SimulatedTest:
             raise TypeError(f"a test has one world, but {' and '.join(names)} are plans of worlds")
         plan: WorldPlan = kwargs[names[0]] if names else WorldPlan()
         if self._escaped is not None:  # whatever else it does, it is told as what it did first
-            raise self._escaped
+            raise self._escaped.with_traceback(None)
         again = self._copied(args, kwargs)
         life = live(plan, self._body(names, args, kwargs), trace=True, **self._how)
         self._lives += 1
@@ -83,7 +84,7 @@ class SimulatedTest:
                 raised.__cause__ = life.error
             # Its steps are not told, and of 64 long lives they would take all memory.
             short = replace(life, chronicle=replace(life.chronicle, trace=None))
-            self._keep(raised, _Failed(short, raised, self._body(names, *(again or (args, kwargs)))))
+            self._keep(raised, _Failed(short, raised, None if again is None else self._body(names, *again)))
             raise raised
 
     def _keep(self, raised: BaseException, failed: _Failed) -> None:
@@ -107,7 +108,7 @@ class SimulatedTest:
 
     def _copied(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Arguments for a second life, or None if there is nothing that could be handed to one."""
-        if self._shared & kwargs.keys():
+        if self._shared & kwargs.keys() or any(map(_draws_on, kwargs.values())):
             return None
         try:
             return args, copy.deepcopy(kwargs)
@@ -119,6 +120,16 @@ class SimulatedTest:
         for inner in getattr(error, "exceptions", ()):
             self.explain(inner)
         failed = self._failed.get(id(error))
-        if failed is not None:
+        if failed is None:
+            return
+        chronicle, plan = failed.life.chronicle, failed.life.chronicle.plan
+        reachable = plan.external_only or not plan.schedule
+        if failed.body is not None:
             found = finding(failed.life, failed.body, **self._how)
-            error.add_note("\n" + tell(found.chronicle, reachable=found.reachable))
+            chronicle, reachable = found.chronicle, found.reachable
+        error.add_note("\n" + tell(chronicle, reachable=reachable, error=failed.life.error))
+
+
+def _draws_on(value: object) -> bool:
+    """Whether *value* is what `st.data()` gives: a second life would draw other values from it."""
+    return type(value).__name__ == "DataObject" and type(value).__module__.startswith("hypothesis.")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from tinyllm.testing import faults
-from tinyllm.testing.chronicle import Chronicle
+from tinyllm.testing.chronicle import Chronicle, WorldError
 from tinyllm.testing.plan import WorldPlan
 
 __all__ = ["tell"]
@@ -15,12 +15,15 @@ __all__ = ["tell"]
 EVENTS_MAX = 60
 
 
-def tell(chronicle: Chronicle, *, reachable: bool) -> str:
-    """The story of *chronicle* as lines of text, times in virtual milliseconds."""
-    return "\n".join(_lines(chronicle, reachable=reachable))
+def tell(chronicle: Chronicle, *, reachable: bool, error: BaseException | None = None) -> str:
+    """The story of *chronicle* as lines of text, times in virtual milliseconds.
+
+    What was wrong with the life beside the *error* that ended it is told, too.
+    """
+    return "\n".join(_lines(chronicle, reachable=reachable, error=error))
 
 
-def _lines(chronicle: Chronicle, *, reachable: bool) -> Iterator[str]:
+def _lines(chronicle: Chronicle, *, reachable: bool, error: BaseException | None) -> Iterator[str]:
     yield "What was given"
     yield ""
     yield from _given(chronicle.plan)
@@ -31,6 +34,12 @@ def _lines(chronicle: Chronicle, *, reachable: bool) -> Iterator[str]:
     for missed in chronicle.missed:
         yield f"{'':>12}  {missed!r} never struck"
     yield ""
+    if not isinstance(error, WorldError) and chronicle.problems:
+        yield "Also wrong"
+        yield ""
+        for problem in chronicle.problems:
+            yield f"  {problem.text}"
+        yield ""
     yield f"Reachable on stock asyncio: {'yes' if reachable else 'no'}"
     yield f"Live it again: {chronicle.plan!r}"
     yield f"  ({'; '.join(_imports(repr(chronicle.plan)))})"

@@ -15,6 +15,7 @@ from tinyllm.testing.faults import (
     DuplicateChunk,
     EmptyBody,
     EndlessStream,
+    GarbageBytes,
     ReorderedChunks,
     Reset,
     SlowDrip,
@@ -109,9 +110,11 @@ def heard(net: Net) -> list[tuple[str, float]]:
 
 
 async def endless(scope: Any, receive: Any, send: Any) -> None:
-    """A piece each 10 ms, for ever."""
+    """A piece each 10 ms until the client has left."""
+    await receive()
+    left = asyncio.ensure_future(receive())
     await send(start())
-    while True:
+    while not left.done():
         await asyncio.sleep(0.01)
         await send(body(b"x", more=True))
 
@@ -279,3 +282,75 @@ def test_a_request_waits_for_its_application():
     with Net({"api": AsgiServer(app)}, latency_ms=1) as net:
         assert "late" == got(net).text
         assert 34 * MS == net.loop.time_ns
+
+
+# --- as uvicorn has it ---------------------------------------------------------------------------------------
+
+
+def test_a_client_that_gives_up_before_the_head_is_nothing_to_tell():
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(1)
+        await send(start())
+        await send(body(b"late"))
+
+    async def returns(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await receive()
+
+    for served in (app, returns):
+        with Net({"api": AsgiServer(served)}) as net:
+            assert isinstance(got(net, timeout=0.5), httpx.ReadTimeout)
+
+
+def test_work_after_a_whole_answer_spoils_nothing_of_it_when_it_fails():
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start())
+        await send(body(b"a", more=True))
+        await send(body(b"b"))
+        raise KeyError("background")
+
+    net = Net({"api": AsgiServer(app)})
+    assert "ab" == got(net).text
+    net.rest()
+    net.loop.close()
+    assert ["KeyError('background')"] == [repr(context["exception"]) for context in net.loop.unhandled]
+
+
+def test_an_answer_is_whole_when_its_length_is_there_whatever_the_application_does_then():
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(200, (b"content-length", b"5")))
+        await send(body(b"hello", more=True))
+        await asyncio.sleep(60)
+        await send(body(b""))
+
+    with Net({"api": AsgiServer(app)}) as net:
+        assert ("hello", 0) == (got(net, timeout=0.5).text, net.now_ms)
+
+
+def test_a_piece_that_comes_twice_does_not_make_a_body_longer_than_it_says():
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(200, (b"content-length", b"6")))
+        for piece in (b"aa", b"bb", b"cc"):
+            await send(body(piece, more=True))
+            await asyncio.sleep(0.01)
+        await send(body(b""))
+
+    with Net({"api": AsgiServer(app)}, DuplicateChunk()) as net:
+        assert "aaaabb" == got(net).text
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 304)])
+def test_a_head_may_tell_the_length_of_a_body_that_does_not_come(method, status):
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start(status, (b"content-length", b"5")))
+        await send(body(b""))
+
+    async def main() -> Any:
+        async with httpx.AsyncClient() as client:
+            return await client.request(method, "http://api/")
+
+    faults = (None, CutMidBody(), CutMidStream(), *((GarbageBytes(), WrongShape()) if status == 304 else ()))
+    for fault in faults:
+        with Net({"api": AsgiServer(app)}, fault) as net:
+            response = net.run(main)
+            assert (b"", ["5"]) == (response.content, response.headers.get_list("content-length"))

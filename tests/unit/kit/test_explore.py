@@ -449,3 +449,51 @@ def test_a_plan_without_holds_is_reachable_and_one_whose_holds_matter_only_out_o
     assert isinstance(life.error, AssertionError)
     assert not reachable(plan, relies_on_the_order_of_callbacks, life.error)
     assert reachable(replace(plan, schedule=()), relies_on_the_order_of_callbacks, life.error)
+
+
+def test_when_python_collects_cycles_is_no_part_of_a_life():
+    async def leaves_generators_in_cycles(world):
+        async def numbers():
+            try:
+                for number in range(3):
+                    yield number
+            finally:
+                world.note("closed")
+                await asyncio.sleep(0.001)
+
+        for _ in range(10):
+            kept = [numbers()]
+            kept.append(kept)
+            async for _number in kept[0]:
+                break
+            del kept, _number
+            garbage.extend([] for _ in range(random_sizes.pop()))
+            await asyncio.sleep(0.01)
+
+    garbage: list = []
+    random_sizes = [7, 3_000, 11, 0, 900, 5_000, 1, 20, 300, 700] * 20
+    digests = {live(WorldPlan(), leaves_generators_in_cycles, trace=True).chronicle.digest for _ in range(20)}
+    assert 1 == len(digests)
+
+
+def test_a_generator_that_has_ended_and_is_still_kept_is_no_step_at_the_end():
+    async def iterates(world):
+        async def numbers():
+            yield 1
+
+        generator = numbers()
+        async for _ in generator:
+            pass
+        kept.extend([generator] * keeps.pop())
+
+    kept: list = []
+    keeps = [0, 1, 0]
+    digests = {live(WorldPlan(), iterates, trace=True).chronicle.digest for _ in range(3)}
+    assert 1 == len(kept)
+    assert 1 == len(digests)
+
+
+@pytest.mark.parametrize("body", [None, 3])
+def test_what_cannot_be_called_is_refused(body):
+    with pytest.raises(TypeError, match="explore takes a coroutine function"):
+        explore(body)

@@ -150,3 +150,46 @@ def test_a_host_short_of_memory_takes_less_of_a_request_before_it_reads(window_b
         net.host("api").window_bytes = window_bytes
         net.lasting(Bandwidth(bytes_per_s=1_000))
         assert kind is type(got(net, content=b"x" * 3_000, timeout=httpx.Timeout(None, write=0.5)))
+
+
+def test_scheme_and_port_have_connections_of_their_own():
+    async def main() -> list[float]:
+        times = []
+        async with httpx.AsyncClient() as client:
+            for url in ("http://api/", "http://api:81/", "https://api/", "http://api/", "https://api/"):
+                before_ms = net.now_ms
+                await client.get(url)
+                times.append(net.now_ms - before_ms)
+        return times
+
+    with Net({"api": echo}, latency_ms=10) as net:
+        assert [40, 40, 40, 20, 20] == net.run(main)
+
+
+@both
+@pytest.mark.parametrize("url", ["ftp://api/", "api/x", "http:///x"])
+def test_what_is_no_url_of_http_is_refused(module, url):
+    async def main() -> None:
+        async with module.AsyncClient() as client:
+            await client.get(url)
+
+    with Net({"api": echo}) as net, pytest.raises(module.UnsupportedProtocol):
+        net.run(main)
+
+
+def test_a_connection_that_breaks_during_an_upload_is_noticed_there():
+    async def pieces() -> Any:
+        for number in range(10):
+            await asyncio.sleep(0.1)
+            sent.append(number)
+            yield b"x"
+
+    sent: list[int] = []
+    with Net({"api": echo}) as net:
+        host = net.host("api")
+        net.loop.call_later(0.35, host.crash)
+        error = got(net, content=pieces())
+
+        assert isinstance(error, httpx.ReadError)
+        assert 400 == net.now_ms
+        assert 4 == len(sent)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import Any
 
 import httpx
@@ -10,8 +12,23 @@ import openai
 import pytest
 
 from tests.support.nets import MS, Net
-from tinyllm.testing.faults import ClockJump, CpuSaturation, Crash, Partition, Pause, Reset, SlowLink
+from tinyllm.testing.faults import (
+    At,
+    Cancelled,
+    ClockJump,
+    CpuSaturation,
+    Crash,
+    DuplicateChunk,
+    EndlessStream,
+    Partition,
+    Pause,
+    ReorderedChunks,
+    Reset,
+    SlowLink,
+    WrongModel,
+)
 from tinyllm.testing.plan import WorldPlan
+from tinyllm.testing.schedule import Hold
 from tinyllm.testing.servers.ollama import OllamaServer
 from tinyllm.testing.servers.openai import OpenAIServer
 from tinyllm.testing.servers.script import Asked, ModelScript, Said, ScriptError, ToolCall, words
@@ -482,3 +499,105 @@ def test_an_answer_that_nothing_but_its_own_time_made_late_counts_as_given():
             impatient(world)
         assert () == world.finish().problems
     server.script.check_used_up()
+
+
+ONE, TWO = "one a b c", "two d e f"
+
+
+async def first_words(question: str, *, whole: bool) -> str:
+    """What is heard of an answer until the client leaves it, after its last piece or after the first."""
+    body = {"model": "m", "messages": [{"role": "user", "content": question}], "stream": True}
+    heard = ""
+    async with httpx.AsyncClient() as client, client.stream("POST", "http://llm/v1/chat/completions", json=body) as it:
+        async for line in it.aiter_lines():
+            if line == "data: [DONE]" or (heard and not whole):
+                break
+            if line:
+                choices = json.loads(line.removeprefix("data: "))["choices"]
+                heard += (choices[0]["delta"].get("content") or "") if choices else ""
+    return heard
+
+
+@pytest.mark.parametrize("lasting", [(), (SlowLink(delay_ms=1),), (SlowLink(hosts=("db",), delay_ms=1),)], ids=repr)
+def test_an_answer_that_was_heard_to_its_end_is_not_given_again(lasting):
+    server = OpenAIServer([ONE, TWO])
+
+    async def main() -> list[str]:
+        return [await first_words(question, whole=True) for question in ("q", "q")]
+
+    with World(WorldPlan(lasting=lasting)) as world:
+        world.host("llm", server)
+        assert [ONE, TWO] == world.run(main)
+        assert () == world.finish().problems
+
+
+@pytest.mark.parametrize("again", ["q", "another question"])
+def test_what_a_client_left_among_faults_is_given_to_whoever_asks_the_same(again):
+    server = OpenAIServer([ONE, TWO], token_ms=10)
+
+    async def main() -> list[str]:
+        return [await first_words("q", whole=False), await first_words(again, whole=True)]
+
+    with World(WorldPlan(lasting=(SlowLink(delay_ms=1),))) as world:
+        world.host("llm", server)
+        assert ["one", ONE if again == "q" else TWO] == world.run(main)
+
+
+@pytest.mark.parametrize("fault", [DuplicateChunk(), ReorderedChunks(), EndlessStream(), WrongModel()], ids=repr)
+@pytest.mark.parametrize("streamed", [True, False])
+def test_an_answer_that_was_spoiled_on_its_way_is_given_again_and_one_that_only_came_late_is_not(fault, streamed):
+    server = OpenAIServer([ONE, TWO])
+    body = {"model": "m", "messages": [{"role": "user", "content": "q"}], "stream": streamed}
+
+    async def main() -> list[str]:
+        async with httpx.AsyncClient(timeout=None) as client:
+            return [(await client.post("http://llm/v1/chat/completions", json=body)).text for _ in range(2)]
+
+    with World(WorldPlan(strikes=(At(point="request", fault=fault),))) as world:
+        world.host("llm", server)
+        world.loop.call_later(5, world.network.heal)
+        _, second = world.run(main)
+    only_late = not streamed and isinstance(fault, EndlessStream | ReorderedChunks)
+    assert ("two" if only_late else "one") in second
+
+
+def test_a_request_that_comes_when_its_client_has_left_uses_up_nothing():
+    server = OpenAIServer([ONE])
+
+    async def main() -> str | None:
+        settings: Any = {"base_url": "http://llm/v1", "api_key": "k", "max_retries": 0}
+        async with openai.AsyncOpenAI(**settings) as client:
+            for _ in range(3):
+                try:
+                    async with asyncio.timeout(5):
+                        answer = await completion()(client)
+                        return answer.choices[0].message.content
+                except TimeoutError:
+                    continue
+        return None
+
+    for gap in range(8):
+        with World(WorldPlan(schedule=(Hold(gap, 11),))) as world:
+            world.host("llm", server := OpenAIServer([ONE]))
+            assert ONE == world.run(main)
+            assert () == world.finish(rest_ms=60_000).problems
+    assert 1 <= len(server.requests) <= 2
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_an_answer_that_a_cancelled_client_did_not_hear_is_given_again(number):
+    async def main(world: World) -> str | None:
+        settings: Any = {"base_url": "http://llm/v1", "api_key": "k", "max_retries": 0}
+        async with openai.AsyncOpenAI(**settings) as client:
+            for _ in range(2):
+                try:
+                    answer = await world.may_time_out(completion()(client))
+                    return answer.choices[0].message.content
+                except TimeoutError:
+                    continue
+        return None
+
+    with World(WorldPlan(strikes=(At(point="await", number=number, fault=Cancelled()),)), latency_ms=1) as world:
+        world.host("llm", OpenAIServer([ONE], token_ms=1))
+        assert ONE == world.run(main, world)
+        assert () == world.finish().problems

@@ -408,3 +408,77 @@ def test_the_example_of_the_guide_ends_as_the_guide_says(run):
 def test_the_example_among_the_examples_holds(run):
     example = Path(__file__).parents[3] / "examples" / "apps" / "test_ask.py"
     run(example.read_text(encoding="utf-8")).assert_outcomes(passed=2)
+
+
+def test_with_a_fixture_the_life_that_failed_is_the_one_that_is_told(run):
+    result = run(
+        """
+@pytest.fixture
+def seen():
+    return []
+
+@pytest.mark.simulated
+async def test_fails(world, seen):
+    seen.append(1)
+    world.note(f"life {len(seen)}")
+    assert len(seen) > 1, "the real one"
+"""
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*the real one*", "*note * life 1*"])
+
+
+def test_a_test_that_draws_as_it_goes_is_lived_once_and_shrinks(run):
+    result = run(
+        """
+@pytest.mark.simulated
+@given(world=worlds(), data=st.data())
+async def test_draws(world, data):
+    assert data.draw(st.integers(0, 100)) < 50
+"""
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*Draw 1: 50*", "*What was given*"])
+
+
+def test_what_else_was_wrong_is_told_beside_the_failure_of_the_test(run):
+    result = run(
+        """
+@pytest.mark.simulated
+async def test_fails(world):
+    async def breaks():
+        raise KeyError("no such table")
+
+    asyncio.create_task(breaks())
+    await asyncio.sleep(1)
+    assert False
+"""
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*Also wrong*", "*no such table*"])
+
+
+def test_a_life_may_take_longer_than_the_deadline_of_hypothesis(run):
+    run(
+        """
+@pytest.mark.simulated
+@settings(deadline=1, max_examples=5)
+@given(world=worlds(families=()))
+async def test_takes_long(world):
+    for _ in range(2_000):
+        await asyncio.sleep(0.4)
+"""
+    ).assert_outcomes(passed=1)
+
+
+def test_two_plans_for_one_test_are_refused(run):
+    result = run(
+        """
+@pytest.mark.simulated(plan=WorldPlan(seed=3))
+@given(world=worlds())
+async def test_two(world):
+    pass
+"""
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*@given draws another*"])

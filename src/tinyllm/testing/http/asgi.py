@@ -20,7 +20,7 @@ class AsgiServer:
     """*app* under ASGI 3.0, HTTP only; each request is a task of the server's host.
 
     Its head and what it streams are sent as they come; `send` waits while a client does not read. It gets
-    `http.disconnect` when its client leaves, and OSError if it sends to one that has left. There are no lifespan
+    `http.disconnect` when its client leaves; what it sends to one that has left goes nowhere. There are no lifespan
     events: start beforehand what it needs. An exception of the application, also one for what it sends against
     the protocol, is told to the world, and answered 500 if it has not begun to answer.
     """
@@ -29,7 +29,7 @@ class AsgiServer:
         self._app = app
         self._calls: dict[HttpRequest, _Call] = {}
 
-    async def answer(self, request: HttpRequest) -> Answer:
+    async def answer(self, request: HttpRequest) -> Answer | Break:
         """What the application answers."""
         call = self._calls[request] = _Call(request)
         if request.ended is not None:
@@ -39,6 +39,8 @@ class AsgiServer:
         if call.head is None:
             self._calls.pop(request, None)
             await call.task  # it raises what the application raised
+            if call.left.is_set():
+                return Break(how="reset")  # nobody waits for an answer
             raise RuntimeError("the application ended without an answer")
         return Answer(status=call.head["status"], headers=_headers(call.head), chunks=call.body())
 
@@ -53,9 +55,6 @@ class AsgiServer:
             await self._app(_scope(call.request), call.receive, call.send)
             if call.head is not None and not (call.over or call.left.is_set()):
                 raise RuntimeError("the application ended before its answer did")
-        except OSError:
-            if not call.left.is_set():  # then it is what `send` raised
-                raise
         finally:
             call.began.set()
             call.pieces.put_nowait(None)
@@ -92,7 +91,7 @@ class _Call:
 
     async def send(self, event: _Event) -> None:
         if self.left.is_set():
-            raise OSError("the client has left")
+            return
         kind = event["type"]
         if self.over or (kind == "http.response.body") != (self.head is not None):
             raise RuntimeError(f"the application sends {kind!r} where the protocol has no place for it")
@@ -119,7 +118,7 @@ class _Call:
 
     def _check_length(self, size_bytes: int, *, more: bool) -> None:
         told = None if self.head is None else _length(self.head)
-        if told is None or self.request.method == "HEAD":
+        if told is None or self.request.method == "HEAD" or (self.head is not None and self.head["status"] == 304):
             return
         sent = self._sent_bytes + size_bytes
         if sent > told or (sent < told and not more):
@@ -137,7 +136,8 @@ class _Call:
         if self.task is not None and self.task.done() and self.task.exception() is not None:
             context = {"message": "a simulated host failed", "exception": self.task.exception()}
             asyncio.get_running_loop().call_exception_handler(context)
-            yield Break(how="cut")
+            if not self.over:
+                yield Break(how="cut")
 
 
 def _length(head: _Event) -> int | None:
@@ -158,7 +158,7 @@ def _scope(request: HttpRequest) -> _Event:
     path, _, query = url.raw_path.partition(b"?")
     return {
         "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
         "method": request.method,
         "scheme": url.scheme,

@@ -37,7 +37,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_accepted", "_arrival", "_before", "_client", "_connection", "_down", "_head", "_inbox", "_network", "_over",
+        "_accepted", "_arrival", "_client", "_connection", "_down", "_head", "_inbox", "_network", "_over",
         "_pool", "_read_bytes", "_sent", "_server", "_serving", "_timer", "_tries", "_up", "_up_bytes", "number",
         "request", "unread_bytes",
     )  # fmt: skip
@@ -60,7 +60,6 @@ class Exchange:
         self._pool = pool
         self._client = client
         self._server = server
-        self._before = self._hindrances()
         self._up = Lane(loop, links, request.source, request.host, wire)
         self._down = Lane(loop, links, request.host, request.source, wire)
         self._serving = Serving(loop, served, request, self._down, self, server, network.context_of(server))
@@ -112,18 +111,22 @@ class Exchange:
     async def _connect(self, limit_s: float | None) -> None:
         host = self.request.host
         if not isinstance(self.request.fault, Refused | DnsFailure):
-            self._connection = self._pool.take(host, self._client, self._server)
+            self._connection = self._pool.take(self._origin(), self._client, self._server)
         if self._connection is not None:
             self._network.use(self._connection)
             self._accepted = True
             return
-        self._connection = self._network.connect(host, self._client, self._server)
+        self._connection = self._network.connect(host, self._client, self._server, self._origin())
         self._knock_after(self._met_faults(host))
         if self._over is not None:
             await pause(self._network.loop)
         elif not self._accepted:
             await self._wait(limit_s, "ConnectTimeout", "no connection", self._network.loop.time_ns)
         self._raise_if_broken()
+
+    def _origin(self) -> str:
+        url = self.request.url
+        return f"{url.scheme}://{self.request.host}:{url.port or ''}"
 
     def _met_faults(self, host: str) -> int:
         """Come to the points of a new connection; give by how many nanoseconds their faults delay it."""
@@ -189,6 +192,7 @@ class Exchange:
 
     async def _send_part(self, part: bytes, limit_s: float | None) -> None:
         began_ns = self._network.loop.time_ns
+        self._raise_if_broken()
         start = 0
         while start < len(part):
             size_bytes = min(window_of(self._server), len(part) - start)
@@ -225,15 +229,17 @@ class Exchange:
                 after *limit_s* seconds.
         """
         began_ns = self._network.loop.time_ns
-        while not self._inbox:
-            if self._over is not None and (self._over is True or self._read_bytes == self._length()):
+        length = self._length()
+        while not self._inbox or self._read_bytes == length:
+            if self._over is True or self._read_bytes == length:
                 self._finish("delivered")
                 return None
             self._raise_if_broken()
             await self._wait(limit_s, "ReadTimeout", "nothing more of the answer", began_ns)
-        data = self._inbox.popleft()
+        came = self._inbox.popleft()
+        self.unread_bytes -= len(came)
+        data = came if length is None else came[: length - self._read_bytes]  # the rest is no part of the answer
         self._read_bytes += len(data)
-        self.unread_bytes -= len(data)
         self._serving.room_came()
         return data
 
@@ -304,20 +310,6 @@ class Exchange:
         broken = isinstance(self._over, Break) or not (self._up.open and self._down.open)
         self._finish("broken" if broken else "left")
 
-    def _hindrances(self) -> int:
-        """A number that changes with each fault that begins or ends for the links, or for one of the two hosts."""
-        client, server = self._client, self._server
-        count = self._network.links.changes
-        count += 0 if client is None else client.host.hindrances
-        return count + (0 if server is None else server.host.hindrances)
-
-    def _was_hindered(self) -> bool:
-        """Whether anything but the request's own fault may have made it late."""
-        ends = [process for process in (self._client, self._server) if process is not None]
-        slowed = any(process.state != "up" or process.host.step_ns for process in ends)
-        late = self._up.held or self._down.held or bool(self._network.links.faults)
-        return slowed or late or self._hindrances() != self._before
-
     def crash(self, process: Process) -> None:
         """A process has died: of the server, whose connection is then reset, or of the client, who is gone."""
         if process is self._server:
@@ -338,7 +330,8 @@ class Exchange:
         if self.request.ended is not None:
             return
         self.request.ended = how
-        self.request.hindered = how != "delivered" and self._was_hindered()
+        self.request.heard = self._serving.whole_sent and self._head is not None and not self.unread_bytes
+        self.request.hindered = self._network.disturbed()
         self.request.ended_ns = self._network.loop.time_ns
         self._network.forget(self.number, self._connection)
         self._pool.on_close.pop(self.number, None)

@@ -15,7 +15,8 @@ Stage: TypeAlias = Literal["connecting", "connected", "sent"]
 UNKNOWN_NAME: Final = Break(how="refused")
 NAME_NOT_KNOWN: Final = "[Errno -2] Name or service not known"
 
-_RESET: Final = {"connecting": "ConnectError", "connected": "WriteError", "sent": "ReadError"}
+# A client that cannot write on reads what there is to read: httpcore keeps the error of the write to itself.
+_RESET: Final = {"connecting": "ConnectError", "connected": "ReadError", "sent": "ReadError"}
 
 
 class NetworkFailure(Exception):

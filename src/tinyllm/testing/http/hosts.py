@@ -48,7 +48,8 @@ class Served:
         found = answered(outcome, self.server)
         if not isinstance(found, Answer):
             return found
-        sent = found if request.fault is None else misbehaved(found, request.fault)
+        bodiless = found.status in _WITHOUT_BODY
+        sent = found if request.fault is None or bodiless else misbehaved(found, request.fault)
         if sent.chunks is not found.chunks:
             sent = replace(sent, headers=_unframed(sent))
         return _framed(sent, head_only=request.method == "HEAD")
@@ -71,7 +72,9 @@ def _framed(answer: Answer, *, head_only: bool) -> Answer:
     if answer.status in _WITHOUT_BODY:
         if isinstance(known, tuple) and any(map(size_of, known)):
             raise ServerTypeError(f"an answer of status {answer.status} has no body")
-        return replace(answer, headers=_unframed(answer), chunks=())
+        return replace(answer, chunks=())
+    if head_only and any(name.lower() == "content-length" for name, _ in answer.headers):
+        return replace(answer, chunks=())  # the length of what a GET would give
     if isinstance(known, tuple) and not answer.streamed:
         framing = (("content-length", str(sum(map(size_of, known)))),)
     elif any(name.lower() == "content-length" for name, _ in answer.headers):

@@ -161,6 +161,13 @@ class Network:
         """Come to a point of the world; give the fault that strikes there."""
         return None if self.points is None else self.points.strike(kind, name)
 
+    def disturbed(self) -> bool:
+        """Whether anything has departed from the plainest life so far: a fault, or a hold of the schedule."""
+        struck = self.points is not None and self.points.struck
+        return bool(struck or self.links.changes or self.loop.applied_holds) or any(
+            host.hindrances for host in self.hosts.values()
+        )
+
     def context_of(self, process: Process | None) -> Context:
         """The context of what *process* does with requests. Enter it from no callback that runs in it."""
         if process is None:
@@ -200,9 +207,11 @@ class Network:
         """The connections that *owner* uses, in the order of their making. Idle ones are nobody's."""
         return [connection for connection in self._open.values() if connection.owner == owner]
 
-    def connect(self, host: str, client: Process | None = None, server: Process | None = None) -> Connection:
+    def connect(
+        self, host: str, client: Process | None = None, server: Process | None = None, origin: str = ""
+    ) -> Connection:
         """A new connection, used by whoever owns the running code."""
-        connection = Connection(self._connection_number(), host, None, client, server)
+        connection = Connection(self._connection_number(), host, None, client, server, origin)
         self.use(connection)
         return connection
 

@@ -20,7 +20,7 @@ class Connection:
     """A connection to `host`; `owner` is the run that uses it, if one does.
 
     `client` and `server` are the processes at its ends, None where a name has no host behind it: with either
-    of them the connection goes.
+    of them the connection goes. It serves requests to one `origin`: scheme, host and port.
     """
 
     number: int
@@ -28,6 +28,7 @@ class Connection:
     owner: object
     client: Process | None = None
     server: Process | None = None
+    origin: str = ""
     idle_since_ns: int = 0
 
 
@@ -91,14 +92,14 @@ class Pool:
         else:
             self._used -= 1
 
-    def take(self, host: str, client: Process | None, server: Process | None) -> Connection | None:
+    def take(self, origin: str, client: Process | None, server: Process | None) -> Connection | None:
         """The idle connection between these two that was used last, if there is one; none to a process that is dead."""
         self._expire()
         if server is not None and server.dead:
             return None
         for index in range(len(self._idle) - 1, -1, -1):
             found = self._idle[index]
-            if found.host == host and found.client is client and found.server is server:
+            if found.origin == origin and found.client is client and found.server is server:
                 del self._idle[index]
                 return found
         return None

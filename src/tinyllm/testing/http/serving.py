@@ -14,7 +14,7 @@ from tinyllm.testing.http.arrivals import Arrival
 from tinyllm.testing.http.hosts import Served
 from tinyllm.testing.http.lanes import Lane
 from tinyllm.testing.http.pieces import Spoiled, SpoiledStream, Spoiling
-from tinyllm.testing.http.spoiling import damaged, ends_by_healing
+from tinyllm.testing.http.spoiling import alters, damaged, ends_by_healing
 from tinyllm.testing.http.values import WINDOW_BYTES, Answer, Break, HttpRequest, Outcome, Piece, text_answer
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.processes import Process
@@ -44,7 +44,7 @@ class Serving:
 
     __slots__ = (
         "_begun", "_chunks", "_context", "_held", "_lane", "_loop", "_next", "_pause", "_receiver", "_request", "_room",
-        "_sender", "_served", "_spoiling", "_stalled", "_timer", "all_sent", "asked", "gone", "process",
+        "_sender", "_served", "_spoiling", "_stalled", "_timer", "all_sent", "asked", "gone", "process", "whole_sent",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +76,7 @@ class Serving:
         self.process = process
         self.asked = False
         self.all_sent = False
+        self.whole_sent = False
         self.gone = False
 
     # --- asking the server ---------------------------------------------------------------------------
@@ -135,6 +136,7 @@ class Serving:
             outcome = self._served.checked(outcome, self._request)
         except Exception as error:  # noqa: BLE001 - told by _failed
             outcome = self._served.checked(self._failed(error), self._request)
+        self._request.altered = alters(outcome, self._request.fault)
         outcome = damaged(outcome, self._request.fault)
         if isinstance(outcome, Break):
             self._after(outcome.after_ns, self._emit, outcome)
@@ -213,6 +215,7 @@ class Serving:
 
     def _end(self, how: Break | None) -> None:
         self.all_sent = True
+        self.whole_sent = how is None
         self._lane.send(0, self._receiver.over_came, how)
 
     # --- what else happens ---------------------------------------------------------------------------

@@ -86,6 +86,9 @@ class Dialect:
     async def respond(self, network: Network, pool: Pool, name: str, request: httpx.Request) -> httpx.Response:
         """What comes of *request* to host *name*; raises the exceptions of the module."""
         limits = request.extensions.get("timeout", {})
+        if request.url.scheme not in {"http", "https"} or not request.url.host:
+            text = f"no http:// or https:// URL: {str(request.url)!r}"
+            raise self._module.UnsupportedProtocol(text, request=request)
         try:
             exchange = await self._begun(network, pool, name, request, limits.get("pool"))
             try:

@@ -100,8 +100,9 @@ class HttpRequest:
 
     `url` is the client's own URL object, `path` its path. `at_ns` is when all of it had arrived, `source` the
     host that sent it; `clock()` tells what the wall clock of the server's host shows. `fault` is what struck
-    it, if anything did; `hindered` tells, at its end, whether anything else may have made it late: a fault of
-    the links or of a host, or the schedule. `ended` is None while it is under way.
+    it, if anything did, and `altered` tells whether other bytes came for it than the server's. `ended` is None
+    while it is under way. Then `heard` tells whether the client has read all of the answer, and `hindered`
+    whether anything had gone wrong in the world by then: a fault of any kind, or a hold of the schedule.
     """
 
     method: str
@@ -114,6 +115,8 @@ class HttpRequest:
     at_ns: int = 0
     clock: Callable[[], datetime]
     fault: Fault | None = None
+    altered: bool = False
+    heard: bool = False
     hindered: bool = False
     status: int | None = None
     ended: Ended | None = None

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from tinyllm.testing.faults import (
     EmptyAnswer,
+    EndlessStream,
     Fault,
     HugeAnswer,
     NoSuchRoute,
@@ -76,7 +77,10 @@ class ModelServer(ABC):
         self._token_ns = token_ms * NS_PER_MS
         self._answered: dict[str, int] = {}
         self._numbered = 0
-        self._given: dict[HttpRequest, tuple[Asked, Said]] = {}
+        # For each request under way what was given, and whether a fault of the server spoils it.
+        self._given: dict[HttpRequest, tuple[Asked, Said, bool]] = {}
+        # What askers who left have not heard, while other things went wrong: who asks the same again gets it.
+        self._unheard: list[tuple[str, Sequence[Mapping[str, Any]], Said]] = []
 
     # --- what the network calls ----------------------------------------------------------------------
 
@@ -103,28 +107,40 @@ class ModelServer(ABC):
         given = self._given.pop(request, None)
         if given is None:
             return
-        arrived = request.ended == "delivered"
-        struck = request.fault is not None and (request.fault.family == "model" or not arrived)
-        kept = not arrived and (request.hindered or request.ended == "broken")
-        came_too_late = request.ended_ns is not None and request.ended_ns < request.at_ns
-        if struck or kept or came_too_late:
-            self._answered[given[0].model] -= 1
-            self.script.give_back(*given)
+        asked, answer, spoiled = given
+        struck = request.fault is not None and not request.heard
+        if spoiled or struck or request.altered or request.ended == "broken":
+            self._answered[asked.model] -= 1
+            self.script.give_back(asked, answer)
+        elif not request.heard and request.hindered:
+            self._unheard.append((asked.model, asked.messages, answer))
 
     def _meet(self, request: HttpRequest, fault: Fault | None) -> Outcome:
         self.requests.append(request)
         found = self.question(request)
         if isinstance(found, Answer):
             return found
-        answer = self._said(request, found.asked)
+        spoils = fault is not None and not (isinstance(fault, EndlessStream) and not found.streamed)
+        answer = self._said(request, found.asked, spoils=spoils)
         model = WRONG_MODEL if isinstance(fault, WrongModel) else found.asked.model
         return self.told(request, found, spoiled(answer, fault), model)
 
-    def _said(self, request: HttpRequest, asked: Asked) -> Said:
-        answer = self.script.take(asked)
-        self._answered[asked.model] = asked.number + 1
-        self._given[request] = (asked, answer)
+    def _said(self, request: HttpRequest, asked: Asked, *, spoils: bool) -> Said:
+        if request.ended is not None and self.script.is_listed:
+            return Said()  # its asker has left before it arrived, and hears nothing
+        answer = self._not_heard(asked)
+        if answer is None:
+            answer = self.script.take(asked)
+            self._answered[asked.model] = asked.number + 1
+        self._given[request] = (asked, answer, spoils)
         return answer
+
+    def _not_heard(self, asked: Asked) -> Said | None:
+        for index, (model, messages, answer) in enumerate(self._unheard):
+            if self.script.is_listed and model == asked.model and messages == asked.messages:
+                del self._unheard[index]
+                return answer
+        return None
 
     # --- what protocols use --------------------------------------------------------------------------
 

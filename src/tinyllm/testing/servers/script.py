@@ -1,9 +1,10 @@
 """What the models of a simulated server say: scripted in order, decided by a function, or drawn by a seed.
 
 A script is strict: being asked more often than it has answers is a mistake of the test, or the bug that it
-was to find, and never passes unseen. An answer counts as given when it arrived, or when its client left it
-although nothing made it late. One that a fault spoiled, or may have kept from arriving in time, is given to the
-next request instead, so that a script says what a client without faults would hear.
+was to find, and never passes unseen. An answer counts as given when all of it was heard, or when its client left
+it in a world in which nothing had gone wrong. One that a fault spoiled or broke is given to the next request
+instead. One that was left for any other reason, after something went wrong, is given to whoever asks the same
+again. So a script says what a client without faults would hear.
 """
 
 from __future__ import annotations
@@ -110,6 +111,11 @@ class ModelScript:
                 self._had[model] = len(self._left[model])
 
     @property
+    def is_listed(self) -> bool:
+        """Whether its answers are a list, and can be used up."""
+        return self._decide is None and self._drawn is None
+
+    @property
     def models(self) -> tuple[str, ...]:
         """The models that the script names."""
         return tuple(model for model in self._left if model is not None)
@@ -131,7 +137,7 @@ class ModelScript:
 
     def give_back(self, asked: Asked, answer: Said) -> None:
         """*answer* did not come to its asker: let it be the next one again."""
-        if self._decide is None and self._drawn is None:
+        if self.is_listed:
             self._queue(asked.model).appendleft(answer)
 
     def check_used_up(self) -> None:
