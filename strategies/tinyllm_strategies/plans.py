@@ -175,7 +175,9 @@ _LASTING = st.binary(max_size=LASTING_MAX * LASTING_BYTES)
 #: How many wake-ups pass before the schedule begins: long programs have their races late.
 _FIRST = st.sampled_from((0,) * 16 + tuple(range(8, 257, 8)))
 #: Which await of a task that may be cancelled is its last, apart from the other faults: only such tasks have any.
-_CANCELS = st.sampled_from((None, None, None, None, 0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15))
+_CANCELS = st.sampled_from((None, None, None, 0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15))
+#: Whether it is cancelled when what it waits for is there, or so long after it has begun to wait.
+_AFTER = st.sampled_from((None, None, None, 1, 20))
 #: What is left of each byte of a schedule: few programs are long enough for gaps of up to 15.
 _GAPS = st.sampled_from((0xF3, 0xFF, 0xF0))
 _RATES = st.sampled_from(RATES)
@@ -236,7 +238,7 @@ def _worlds(
     cancelled, late = draw(cancels), draw(_FIRST)
     calls = decode_strikes(strikes, families=present, rate=rate)
     if cancelled is not None:
-        calls = (At(point="await", number=cancelled, fault=Cancelled()), *calls)
+        calls = (At(point="await", number=cancelled, fault=Cancelled(after_ms=draw(_AFTER))), *calls)
     made = decode(bytes(byte & gaps for byte in schedule), timed=timed)
     return WorldPlan(
         schedule=made,

@@ -442,13 +442,21 @@ class ToolSlow:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Cancelled:
-    """The task is cancelled where it waits, as by a user who leaves or a timeout that passes at this await."""
+    """The task is cancelled where it waits, as by a user who leaves or a timeout that passes at this await.
+
+    That is `after_ms` after it has begun to wait, if it still does; None: when what it waits for is just there.
+    """
 
     __repr__ = shortest_code
 
     name: ClassVar[str] = "cancel"
     family: ClassVar[str] = "process"
     points: ClassVar[tuple[str, ...]] = ("await",)
+    after_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.after_ms is not None:
+            _require("after_ms", self.after_ms, 0, MS_MAX)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

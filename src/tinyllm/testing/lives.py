@@ -39,7 +39,7 @@ DETERMINISM_SHARE: Final = 20
 #: Steps of one life, and of one moment of it, where somebody looks for lives that fail: one that does not end is
 #: told after so many.
 STEPS_MAX: Final = 200_000
-STILL_STEPS_MAX: Final = 20_000
+STILL_STEPS_MAX: Final = 50_000
 #: A life is made simpler by so many others, and so many steps of theirs.
 TRIES: Final = 200
 TRIES_STEPS: Final = 2_000_000

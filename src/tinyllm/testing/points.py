@@ -58,6 +58,18 @@ class Points:
             self.struck.append(Strike(self._time_ns(), *where, found, name))
         return found
 
+    def upcoming(self, kind: str, name: str, *, general: bool = True) -> Fault | None:
+        """The fault that would strike if the world came there now. Nothing is counted."""
+        if self.healed:
+            return None
+        points = (f"{kind} {name}", kind) if general else (f"{kind} {name}",)
+        return next((found for it in points if (found := self._faults.get((it, self._counts[it])))), None)
+
+    def pass_by(self, kind: str, name: str, *, general: bool = True) -> None:
+        """Come to a point, and let nothing strike there."""
+        for point in (kind, f"{kind} {name}") if general else (f"{kind} {name}",):
+            self._counts[point] += 1
+
     @property
     def missed(self) -> tuple[At, ...]:
         """The faults that never struck, because the world did not come to their points so often."""

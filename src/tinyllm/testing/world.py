@@ -30,7 +30,7 @@ from tinyllm.testing.points import Points
 from tinyllm.testing.processes import Governor, current_host
 from tinyllm.testing.sockets.network import SocketNetwork
 from tinyllm.testing.storm import Storm
-from tinyllm.testing.tasks import name_of
+from tinyllm.testing.tasks import name_of, nobodys_context
 from tinyllm.testing.tool_faults import faulty
 from tinyllm.testing.unhandled import described
 from tinyllm.testing.units import NS_PER_MS
@@ -89,10 +89,11 @@ class World:
         self.network = Network(self.loop, links=self.links, points=self.points, hosts=self.hosts)
         self.queues = Queues()
         self._conditions: list[Callable[[], Any]] = []
-        # Numbers of tasks: those that a fault may cancel wherever they wait, that were, and that have begun.
+        # Numbers of tasks: those that a fault may cancel wherever they wait, that were, and how often each that has
+        # begun went on after an await.
         self._may_cancel: set[int] = set()
         self._struck: set[int] = set()
-        self._begun: set[int] = set()
+        self._awaits: dict[int, int] = {}
         self._healed = False
         self._patched = patched
         self._real_sockets = real_sockets
@@ -175,15 +176,36 @@ class World:
 
     def _about_to_go_on(self, task: SimulatedTask[Any]) -> None:
         """Count the awaits of *task*, and cancel it where the plan says so. Its start is no await."""
-        if task.number not in self._begun:
-            self._begun.add(task.number)
-            return
         general = task.number in self._may_cancel
         name = _short(name_of(task.get_coro()))
-        if isinstance(self.points.strike("await", name, general=general), Cancelled):
-            self._struck.add(task.number)
-            self.note(f"is cancelled where it waits, {place_of(task)}", who=task.get_name())
-            task.cancel()
+        awaits = self._awaits.get(task.number)
+        self._awaits[task.number] = 0 if awaits is None else awaits + 1
+        if awaits is not None:
+            self._end_of_await(task, name, general=general)
+        after = self.points.upcoming("await", name, general=general)
+        if isinstance(after, Cancelled) and after.after_ms is not None:
+            # A timer of the world, because the process of the task may stand still meanwhile.
+            how = (task, self._awaits[task.number])
+            self.loop.call_later(after.after_ms / 1_000, self._leave, *how, context=nobodys_context())
+
+    def _end_of_await(self, task: SimulatedTask[Any], name: str, *, general: bool) -> None:
+        fault = self.points.upcoming("await", name, general=general)
+        if isinstance(fault, Cancelled) and fault.after_ms is not None and task.number not in self._struck:
+            self.points.pass_by("await", name, general=general)
+            return
+        struck = self.points.strike("await", name, general=general)
+        if isinstance(struck, Cancelled) and struck.after_ms is None:
+            self._cancel(task)
+
+    def _leave(self, task: SimulatedTask[Any], awaits: int) -> None:
+        """Cancel *task* if it has not gone on since."""
+        if not task.done() and self._awaits[task.number] == awaits and not self.points.healed:
+            self._cancel(task)
+
+    def _cancel(self, task: SimulatedTask[Any]) -> None:
+        self._struck.add(task.number)
+        self.note(f"is cancelled where it waits, {place_of(task)}", who=task.get_name())
+        task.cancel()
 
     def eventually(self, condition: _Condition) -> _Condition:
         """Hold the world to *condition* once it is healed and at rest; usable as a decorator.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 import uuid
@@ -461,3 +462,35 @@ def test_all_tasks_are_those_of_the_process_that_asks_and_no_jobs():
         world.host("other").start(beat)
         assert (True, "done", "late") == world.run(shuts_down)
         assert beats[-1] >= 1
+
+
+@pytest.mark.parametrize("how", ["gather", "group", "task"])
+def test_who_leaves_in_the_middle_of_a_wait_interrupts_what_runs_for_it(how):
+    accounts = {"a": 5, "b": 0}
+
+    async def move():
+        accounts["a"] -= 5
+        await asyncio.sleep(0.1)
+        accounts["b"] += 5
+
+    async def handler():
+        if how == "gather":
+            await asyncio.gather(move(), asyncio.sleep(0.05))
+        elif how == "group":
+            async with asyncio.TaskGroup() as group:
+                group.create_task(move())
+        else:
+            await asyncio.create_task(move())
+
+    async def main(world):
+        with contextlib.suppress(asyncio.CancelledError):
+            await world.may_cancel(handler())
+        return world.now_ms
+
+    for after_ms, at_ms, expected in ((20, 20, {"a": 0, "b": 0}), (200, 100, {"a": 0, "b": 5})):
+        accounts.update(a=5, b=0)
+        with World(striking(At(point="await", fault=Cancelled(after_ms=after_ms)))) as world:
+            assert at_ms == world.run(main, world)
+            assert expected == accounts
+            chronicle = world.finish()
+        assert (after_ms == 20) == (() == chronicle.missed)
