@@ -26,6 +26,7 @@ from tinyllm.testing.faults import (
     Reset,
     SlowLink,
     WrongModel,
+    WrongShape,
 )
 from tinyllm.testing.plan import WorldPlan
 from tinyllm.testing.schedule import Hold
@@ -601,3 +602,51 @@ def test_an_answer_that_a_cancelled_client_did_not_hear_is_given_again(number):
         world.host("llm", OpenAIServer([ONE], token_ms=1))
         assert ONE == world.run(main, world)
         assert () == world.finish().problems
+
+
+async def hears_openai() -> str | None:
+    settings: Any = {"base_url": "http://llm/v1", "api_key": "k", "max_retries": 0}
+    async with openai.AsyncOpenAI(**settings) as client:
+        stream = await completion(stream=True)(client)
+        return "".join([piece.choices[0].delta.content or "" async for piece in stream])
+
+
+async def hears_ollama() -> str | None:
+    pieces = await ollama.AsyncClient("http://llm").chat(model="m", messages=MESSAGES, stream=True)
+    return "".join([piece.message.content or "" async for piece in pieces])
+
+
+@pytest.mark.parametrize(("server", "hears"), [(OpenAIServer, hears_openai), (OllamaServer, hears_ollama)])
+@pytest.mark.parametrize("begins", range(24))
+def test_whatever_comes_late_a_client_that_asks_again_hears_the_script(server, hears, begins):
+    """Also where the end of a stream is late: some clients wait for it, and some are done before it."""
+
+    async def main() -> list[str | None]:
+        heard: list[str | None] = []
+        while len(heard) < 2:
+            try:
+                async with asyncio.timeout(5):
+                    heard.append(await hears())
+            except TimeoutError:
+                continue
+        return heard
+
+    for level in (8, 10, 11):
+        with World(WorldPlan(schedule=(Hold(0, level),), begins=begins)) as world:
+            world.host("llm", server([ONE, TWO], token_ms=5))
+            assert [ONE, TWO] == world.run(main)
+            assert () == world.finish(rest_ms=60_000).problems
+
+
+def test_a_spoiled_answer_is_given_again_though_its_response_is_never_closed():
+    async def main() -> tuple[str, str]:
+        client = httpx.AsyncClient()
+        body = {"model": "m", "messages": MESSAGES, "stream": True}
+        request = client.build_request("POST", "http://llm/v1/chat/completions", json=body)
+        kept = await client.send(request, stream=True)
+        answer = await client.post("http://llm/v1/chat/completions", json={**body, "stream": False})
+        return kept.headers["content-type"], answer.json()["choices"][0]["message"]["content"]
+
+    with World(WorldPlan(strikes=(At(point="request", fault=WrongShape()),))) as world:
+        world.host("llm", OpenAIServer([ONE]))
+        assert ONE == world.run(main)[1]

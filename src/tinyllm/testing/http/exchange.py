@@ -37,7 +37,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_accepted", "_arrival", "_client", "_connection", "_down", "_head", "_inbox", "_network", "_over",
+        "_accepted", "_arrival", "_client", "_connection", "_down", "_gave_up", "_head", "_inbox", "_network", "_over",
         "_pool", "_read_bytes", "_sent", "_server", "_serving", "_timer", "_tries", "_up", "_up_bytes", "number",
         "request", "unread_bytes",
     )  # fmt: skip
@@ -69,6 +69,8 @@ class Exchange:
         self._accepted = False
         self._tries = 0
         self._sent = False
+        # Whether the last wait for something was ended by something else.
+        self._gave_up = False
         self._up_bytes = 0
         self._head: Answer | None = None
         self._inbox: deque[bytes] = deque()
@@ -268,11 +270,13 @@ class Exchange:
         """Wait until something comes; fail if nothing does until *limit_s* seconds after *began_ns*."""
         loop = self._network.loop
         self._arrival = arrival = Arrival(loop)
+        in_time = False
         try:
             left_s = None if limit_s is None else max(0.0, limit_s - (loop.time_ns - began_ns) / NS_PER_S)
             in_time = await arrival.wait(left_s)
         finally:
             self._arrival = None
+            self._gave_up = not in_time
         if not in_time:
             raise NetworkFailure(kind, f"{what} within {limit_s} s")
 
@@ -330,7 +334,9 @@ class Exchange:
         if self.request.ended is not None:
             return
         self.request.ended = how
-        self.request.heard = self._serving.whole_sent and self._head is not None and not self.unread_bytes
+        all_read = self._serving.whole_sent and self._head is not None and not self.unread_bytes
+        self.request.all_read = how == "delivered" or all_read
+        self.request.heard = how == "delivered" or (all_read and not self._gave_up)
         self.request.hindered = self._network.disturbed()
         self.request.ended_ns = self._network.loop.time_ns
         self._network.forget(self.number, self._connection)

@@ -14,7 +14,7 @@ from tinyllm.testing.http.arrivals import Arrival
 from tinyllm.testing.http.hosts import Served
 from tinyllm.testing.http.lanes import Lane
 from tinyllm.testing.http.pieces import Spoiled, SpoiledStream, Spoiling
-from tinyllm.testing.http.spoiling import alters, damaged, ends_by_healing
+from tinyllm.testing.http.spoiling import damaged, ends_by_healing
 from tinyllm.testing.http.values import WINDOW_BYTES, Answer, Break, HttpRequest, Outcome, Piece, text_answer
 from tinyllm.testing.loop import SimulatedLoop
 from tinyllm.testing.processes import Process
@@ -136,7 +136,6 @@ class Serving:
             outcome = self._served.checked(outcome, self._request)
         except Exception as error:  # noqa: BLE001 - told by _failed
             outcome = self._served.checked(self._failed(error), self._request)
-        self._request.altered = alters(outcome, self._request.fault)
         outcome = damaged(outcome, self._request.fault)
         if isinstance(outcome, Break):
             self._after(outcome.after_ns, self._emit, outcome)

@@ -48,7 +48,7 @@ from tinyllm.testing.http.pieces import (
 from tinyllm.testing.http.values import Answer, Break, Chunk, Outcome, Piece, text_answer
 from tinyllm.testing.units import NS_PER_MS
 
-__all__ = ["alters", "damaged", "ends_by_healing", "misbehaved", "retry_after", "stand_in"]
+__all__ = ["damaged", "ends_by_healing", "misbehaved", "retry_after", "stand_in"]
 
 #: No UTF-8: a start byte without its end, bytes that begin nothing, and a NUL.
 GARBAGE: Final = b"\xc3\x28\xff\xfe\x00\x80garbage\xf8"
@@ -178,15 +178,6 @@ def _doubled(answer: Answer, number: int) -> Answer:
     longer = sum(map(size_of, known)) + size_of(known[min(number, len(known) - 1)])
     lengths = {"content-length": str(longer)}
     return replace(sent, headers=tuple((name, lengths.get(name.lower(), value)) for name, value in sent.headers))
-
-
-def alters(outcome: Outcome, fault: Fault | None) -> bool:
-    """Whether other bytes arrive, in full, than the server sent."""
-    if not isinstance(outcome, Answer) or not isinstance(outcome.chunks, tuple):
-        return False
-    if isinstance(fault, DuplicateChunk):
-        return any(map(size_of, outcome.chunks))
-    return isinstance(fault, ReorderedChunks) and len(outcome.chunks) > 1
 
 
 def _last_pair(answer: Answer, number: int) -> int:

@@ -100,9 +100,9 @@ class HttpRequest:
 
     `url` is the client's own URL object, `path` its path. `at_ns` is when all of it had arrived, `source` the
     host that sent it; `clock()` tells what the wall clock of the server's host shows. `fault` is what struck
-    it, if anything did, and `altered` tells whether other bytes came for it than the server's. `ended` is None
-    while it is under way. Then `heard` tells whether the client has read all of the answer, and `hindered`
-    whether anything had gone wrong in the world by then: a fault of any kind, or a hold of the schedule.
+    it, if anything did. `ended` is None while it is under way. Then `all_read` tells whether the client has read
+    all bytes of the answer, `heard` whether it did not wait in vain for more either, and `hindered` whether
+    anything had gone wrong in the world by then: a fault of any kind, or a hold of the schedule.
     """
 
     method: str
@@ -115,7 +115,7 @@ class HttpRequest:
     at_ns: int = 0
     clock: Callable[[], datetime]
     fault: Fault | None = None
-    altered: bool = False
+    all_read: bool = False
     heard: bool = False
     hindered: bool = False
     status: int | None = None

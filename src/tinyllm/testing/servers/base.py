@@ -8,9 +8,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from tinyllm.testing.faults import (
+    DuplicateChunk,
     EmptyAnswer,
     EndlessStream,
     Fault,
@@ -19,6 +20,7 @@ from tinyllm.testing.faults import (
     OutsideSchema,
     RateLimited,
     Refusal,
+    ReorderedChunks,
     ServerError,
     WrongContentType,
     WrongModel,
@@ -77,10 +79,12 @@ class ModelServer(ABC):
         self._token_ns = token_ms * NS_PER_MS
         self._answered: dict[str, int] = {}
         self._numbered = 0
-        # For each request under way what was given, and whether a fault of the server spoils it.
-        self._given: dict[HttpRequest, tuple[Asked, Said, bool]] = {}
+        self._given: dict[HttpRequest, tuple[Asked, Said]] = {}
         # What askers who left have not heard, while other things went wrong: who asks the same again gets it.
         self._unheard: list[tuple[str, Sequence[Mapping[str, Any]], Said]] = []
+
+    #: Whether the last piece of a stream says that it is the last, so that clients do not wait for the end behind it.
+    marks_end: ClassVar[bool] = False
 
     # --- what the network calls ----------------------------------------------------------------------
 
@@ -104,15 +108,15 @@ class ModelServer(ABC):
 
     def finished(self, request: HttpRequest) -> None:
         """The exchange is over: an answer that a fault kept from arriving is to be given again."""
-        given = self._given.pop(request, None)
-        if given is None:
+        if request not in self._given:
             return
-        asked, answer, spoiled = given
-        struck = request.fault is not None and not request.heard
-        if spoiled or struck or request.altered or request.ended == "broken":
-            self._answered[asked.model] -= 1
-            self.script.give_back(asked, answer)
-        elif not request.heard and request.hindered:
+        heard = request.heard or (self.marks_end and request.all_read)
+        struck = request.fault is not None and not heard
+        if struck or request.ended == "broken":
+            self._give_back(request)
+            return
+        asked, answer = self._given.pop(request)
+        if not heard and request.hindered:
             self._unheard.append((asked.model, asked.messages, answer))
 
     def _meet(self, request: HttpRequest, fault: Fault | None) -> Outcome:
@@ -120,20 +124,27 @@ class ModelServer(ABC):
         found = self.question(request)
         if isinstance(found, Answer):
             return found
-        spoils = fault is not None and not (isinstance(fault, EndlessStream) and not found.streamed)
-        answer = self._said(request, found.asked, spoils=spoils)
+        answer = self._said(request, found.asked, spoiled=_spoils(request.fault, streamed=found.streamed))
         model = WRONG_MODEL if isinstance(fault, WrongModel) else found.asked.model
         return self.told(request, found, spoiled(answer, fault), model)
 
-    def _said(self, request: HttpRequest, asked: Asked, *, spoils: bool) -> Said:
+    def _said(self, request: HttpRequest, asked: Asked, *, spoiled: bool) -> Said:
         if request.ended is not None and self.script.is_listed:
             return Said()  # its asker has left before it arrived, and hears nothing
         answer = self._not_heard(asked)
         if answer is None:
             answer = self.script.take(asked)
             self._answered[asked.model] = asked.number + 1
-        self._given[request] = (asked, answer, spoils)
+        self._given[request] = (asked, answer)
+        if spoiled:
+            # At once: a client that cannot read what came may keep the response, and never be seen to leave.
+            self._give_back(request)
         return answer
+
+    def _give_back(self, request: HttpRequest) -> None:
+        asked, answer = self._given.pop(request)
+        self._answered[asked.model] -= 1
+        self.script.give_back(asked, answer)
 
     def _not_heard(self, asked: Asked) -> Said | None:
         for index, (model, messages, answer) in enumerate(self._unheard):
@@ -183,6 +194,13 @@ class ModelServer(ABC):
     @abstractmethod
     def error(self, status: int, text: str, *, headers: Headers = ()) -> Answer:
         """An error as this API tells it."""
+
+
+def _spoils(fault: Fault | None, *, streamed: bool) -> bool:
+    """Whether *fault* lets something else come, in full, than the model said."""
+    if isinstance(fault, EndlessStream | ReorderedChunks):
+        return streamed  # in one piece it only comes late, or as it is
+    return isinstance(fault, DuplicateChunk) or (fault is not None and fault.family == "model")
 
 
 def spoiled(answer: Said, fault: Fault | None) -> Said:

@@ -25,6 +25,8 @@ _ARGUMENT_CHARS: Final = 8
 class OpenAIServer(ModelServer):
     """`POST /v1/chat/completions`, and `GET /v1/models` with one model or all; the `/v1` may be left out."""
 
+    marks_end = True
+
     def question(self, request: HttpRequest) -> Question | Answer:
         path = request.path.removeprefix("/v1")
         if request.method == "GET" and (path == "/models" or path.startswith("/models/")):
