@@ -532,6 +532,17 @@ def test_an_answer_that_was_heard_to_its_end_is_not_given_again(lasting):
         assert () == world.finish().problems
 
 
+def test_an_answer_that_was_heard_before_the_network_broke_is_not_given_again():
+    lasting = (SlowLink(start_ms=10, delay_ms=100), Partition(hosts=("llm",), start_ms=100, duration_ms=500))
+
+    async def main() -> list[str | None]:
+        return [await hears_openai() for _ in range(2)]
+
+    with World(WorldPlan(lasting=lasting)) as world:
+        world.host("llm", OpenAIServer([ONE, TWO], token_ms=5))
+        assert [ONE, TWO] == world.run(main)
+
+
 @pytest.mark.parametrize("again", ["q", "another question"])
 def test_what_a_client_left_among_faults_is_given_to_whoever_asks_the_same(again):
     server = OpenAIServer([ONE, TWO], token_ms=10)

@@ -111,8 +111,7 @@ class ModelServer(ABC):
         if request not in self._given:
             return
         heard = request.heard or (self.marks_end and request.all_read)
-        struck = request.fault is not None and not heard
-        if struck or request.ended == "broken":
+        if not heard and (request.fault is not None or request.ended == "broken"):
             self._give_back(request)
             return
         asked, answer = self._given.pop(request)
