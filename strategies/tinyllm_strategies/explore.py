@@ -72,7 +72,6 @@ def explore(
     """
     if isinstance(body, Coroutine):
         body.close()
-        raise TypeError(f"explore takes a coroutine function of one world, not {body!r}")
     if not callable(body):
         raise TypeError(f"explore takes a coroutine function of one world, not {body!r}")
     how |= {"max_steps": max_steps, "max_still_steps": max_still_steps}

@@ -44,8 +44,8 @@ class Links:
     latency_ns: int = 0
     faults: list[LinkFault] = field(default_factory=list)
     changed: list[Callable[[], None]] = field(default_factory=list)
-    #: How many changes there were.
-    changes: int = 0
+    #: Whether anything has ever changed.
+    disturbed: bool = False
     _directions: dict[tuple[str, str], _Direction] = field(default_factory=dict)
 
     def begin(self, fault: LinkFault) -> None:
@@ -60,7 +60,7 @@ class Links:
             self._tell()
 
     def _tell(self) -> None:
-        self.changes += 1
+        self.disturbed = True
         for call in list(self.changed):
             call()
 

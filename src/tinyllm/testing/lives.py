@@ -201,6 +201,6 @@ def canonical(plan: WorldPlan, body: Body, error: BaseException, *, tries: int =
 
 def reachable(plan: WorldPlan, body: Body, error: BaseException, **how: Any) -> bool:
     """Whether stock asyncio could fail so: without holds, or also when only waits for the outside are held."""
-    if not plan.schedule or plan.external_only:
+    if plan.is_sound:
         return True
     return same_failure(live(replace(plan, external_only=True), body, **how).error, error)

@@ -44,7 +44,7 @@ from tinyllm.testing.tasks import (
     name_of,
     nobodys_context,
 )
-from tinyllm.testing.threads import fence_wait, job_name, run_job
+from tinyllm.testing.threads import fence_wait, is_job, job_name, run_job
 from tinyllm.testing.unhandled import ReportingLoop
 from tinyllm.testing.waiting import Waiting, place_of, waiting
 
@@ -169,8 +169,6 @@ class SimulatedLoop(ReportingLoop):
         self._recent: list[str] = []
         self._tasks: dict[int, SimulatedTask[Any]] = {}
         self._tasks_prune_at = 64
-        #: The numbers of those that stand for a job of an executor.
-        self._jobs: set[int] = set()
         self._dead: list[SimulatedTask[Any]] = []
         self._asyncgens: dict[int, tuple[weakref.ref[AsyncGenerator[Any, Any]], Process | None]] = {}
         #: What the executor job that runs now has cost so far; None while none does.
@@ -367,10 +365,10 @@ class SimulatedLoop(ReportingLoop):
             and (task.process is None or not task.process.dead)
         )
 
-    def tasks_here(self) -> set[SimulatedTask[Any]]:
+    def tasks_here(self) -> set[asyncio.Task[Any]]:
         """What `asyncio.all_tasks` gives the process that runs now: its own tasks that are not done, and no jobs."""
         here = self._process_here()
-        return {task for task in self.pending_tasks() if task.process is here and task.number not in self._jobs}
+        return {task for task in self.pending_tasks() if task.process is here and not is_job(task)}
 
     def keep_dead(self, task: SimulatedTask[Any]) -> None:
         """Keep a task of a dead process from being collected, and so from running its `finally` blocks, before
@@ -382,7 +380,6 @@ class SimulatedLoop(ReportingLoop):
         self._tasks[task.number] = task
         if len(self._tasks) >= self._tasks_prune_at:
             self._tasks = {number: it for number, it in self._tasks.items() if not it.done() or it._log_traceback}
-            self._jobs &= self._tasks.keys()
             self._tasks_prune_at = max(64, 2 * len(self._tasks))
 
     def run_in_executor(
@@ -406,7 +403,6 @@ class SimulatedLoop(ReportingLoop):
             one_thread = getattr(executor, "_max_workers", None) == 1
             before = self._last_jobs.get(executor) if one_thread else None
             job = SimulatedTask(run_job(self, future, func, args, before), loop=self)
-            self._jobs.add(job.number)
         finally:
             self._external = outer
         if one_thread:

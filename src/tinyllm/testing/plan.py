@@ -65,6 +65,11 @@ class WorldPlan:
         printer.text(repr(self))
 
     @property
+    def is_sound(self) -> bool:
+        """Whether its schedule makes nothing that stock asyncio could not have done."""
+        return self.external_only or not self.schedule
+
+    @property
     def decisions(self) -> int:
         """How many things depart from the plainest life: faults and holds."""
         return len(self.strikes) + len(self.lasting) + len(self.schedule)

@@ -47,27 +47,28 @@ class Points:
         """
         if kind not in self._kinds:
             return None
-        found: Fault | None = None
-        for point in (kind, f"{kind} {name}") if general else (f"{kind} {name}",):
-            number = self._counts[point]
-            self._counts[point] += 1
-            fault = self._faults.get((point, number))
-            if fault is not None and not self.healed:
-                found, where = fault, (point, number)
-        if found is not None:
-            self.struck.append(Strike(self._time_ns(), *where, found, name))
-        return found
+        where = self._where(kind, name, general=general)
+        self.pass_by(kind, name, general=general)
+        if where is None:
+            return None
+        self.struck.append(Strike(self._time_ns(), *where, self._faults[where], name))
+        return self._faults[where]
 
     def upcoming(self, kind: str, name: str, *, general: bool = True) -> Fault | None:
         """The fault that would strike if the world came there now. Nothing is counted."""
+        where = self._where(kind, name, general=general)
+        return None if where is None else self._faults[where]
+
+    def _where(self, kind: str, name: str, *, general: bool) -> tuple[str, int] | None:
+        """The point, and its number, that has a fault for the next visit."""
         if self.healed:
             return None
-        points = (f"{kind} {name}", kind) if general else (f"{kind} {name}",)
-        return next((found for it in points if (found := self._faults.get((it, self._counts[it])))), None)
+        visits = ((point, self._counts[point]) for point in reversed(_points(kind, name, general=general)))
+        return next((visit for visit in visits if visit in self._faults), None)
 
     def pass_by(self, kind: str, name: str, *, general: bool = True) -> None:
         """Come to a point, and let nothing strike there."""
-        for point in (kind, f"{kind} {name}") if general else (f"{kind} {name}",):
+        for point in _points(kind, name, general=general):
             self._counts[point] += 1
 
     @property
@@ -86,3 +87,9 @@ class Points:
         for call in self.on_heal:
             call()
         self.on_heal.clear()
+
+
+def _points(kind: str, name: str, *, general: bool) -> tuple[str, ...]:
+    """What is counted there, the particular point last."""
+    particular = f"{kind} {name}"
+    return (kind, particular) if general else (particular,)

@@ -246,8 +246,8 @@ class Host:
         self.window_bytes: int | None = None
         #: How long each step of its tasks takes, also after a restart.
         self.step_ns = 0
-        #: How often something has kept it from running as fast as it can.
-        self.hindrances = 0
+        #: Whether anything has ever kept it from running as fast as it can.
+        self.hindered = False
         self.on_crash: list[Callable[[Process], None]] = []
         self._programs: list[tuple[Program, tuple[Any, ...], str | None]] = []
 
@@ -258,6 +258,13 @@ class Host:
     def up(self) -> bool:
         """Whether it is neither crashed nor paused."""
         return self.process.state == "up"
+
+    def window(self, most_bytes: int) -> int:
+        """How many bytes its kernel takes for a reader that does not read, if others take *most_bytes*.
+
+        One byte at least, or nothing would ever arrive.
+        """
+        return most_bytes if self.window_bytes is None else max(1, min(most_bytes, self.window_bytes))
 
     def context(self) -> Context:
         """A copy of the current context that belongs to this host's process."""
@@ -300,7 +307,7 @@ class Host:
         process = self.process
         if process.dead:
             return
-        self.hindrances += 1
+        self.hindered = True
         process.state = "dead"
         self._governor.watch(process)
         for call in self.on_crash:
@@ -317,7 +324,7 @@ class Host:
     def pause(self) -> None:
         """Stand still. Does nothing if it is paused or down."""
         if self.process.state == "up":
-            self.hindrances += 1
+            self.hindered = True
             self._governor.stop(self.process)
             self.process.state = "paused"
             self._governor.watch(self.process)
@@ -326,13 +333,13 @@ class Host:
         """Go on after a pause: all that waited runs, in its order. Does nothing if it is up or down."""
         process = self.process
         if process.state == "paused":
-            self.hindrances += 1
+            self.hindered = True
             process.state = "up"
             self._governor.go_on(process)
 
     def saturate(self, step_ns: int) -> None:
         """Let each step of its tasks take *step_ns* nanoseconds from now on, and its tasks take turns; 0 ends it."""
-        self.hindrances += 1
+        self.hindered = True
         self.step_ns = step_ns
         self._governor.watch(self.process)
 

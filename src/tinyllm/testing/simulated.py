@@ -122,8 +122,8 @@ class SimulatedTest:
         failed = self._failed.get(id(error))
         if failed is None:
             return
-        chronicle, plan = failed.life.chronicle, failed.life.chronicle.plan
-        reachable = plan.external_only or not plan.schedule
+        chronicle = failed.life.chronicle
+        reachable = chronicle.plan.is_sound
         if failed.body is not None:
             found = finding(failed.life, failed.body, **self._how)
             chronicle, reachable = found.chronicle, found.reachable

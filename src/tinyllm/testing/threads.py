@@ -19,7 +19,7 @@ from tinyllm.testing.tasks import SimulatedFuture, name_of
 if TYPE_CHECKING:
     from tinyllm.testing.loop import SimulatedLoop
 
-__all__ = ["fence_wait", "job_name", "run_job"]
+__all__ = ["fence_wait", "is_job", "job_name", "run_job"]
 
 _T = TypeVar("_T")
 
@@ -79,6 +79,11 @@ async def run_job(
         future.set_result(result)
     else:
         future.set_exception(failure)
+
+
+def is_job(task: asyncio.Task[Any]) -> bool:
+    """Whether *task* stands for a job, and would be a thread in earnest."""
+    return getattr(task.get_coro(), "cr_code", None) is run_job.__code__
 
 
 class _NoWait(threading.Condition):

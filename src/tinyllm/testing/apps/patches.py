@@ -255,7 +255,7 @@ def _all_tasks(loop: asyncio.AbstractEventLoop | None = None) -> set[asyncio.Tas
     In one order; asyncio's goes by the addresses of all tasks of the whole real process.
     """
     loop = asyncio.get_running_loop() if loop is None else loop
-    return {*loop.tasks_here()} if isinstance(loop, SimulatedLoop) else _REAL_ALL_TASKS(loop)
+    return loop.tasks_here() if isinstance(loop, SimulatedLoop) else _REAL_ALL_TASKS(loop)
 
 
 def _as_completed(fs: Any, *, timeout: float | None = None) -> Any:

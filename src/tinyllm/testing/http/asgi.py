@@ -75,6 +75,7 @@ class _Call:
         self._room = asyncio.Event()
         self._unsent_bytes = 0
         self._sent_bytes = 0
+        self._told_bytes: int | None = None
         self._at_once: bytes | None = None
 
     def leave(self) -> None:
@@ -97,6 +98,8 @@ class _Call:
             raise RuntimeError(f"the application sends {kind!r} where the protocol has no place for it")
         if kind == "http.response.start":
             self.head = event
+            if self.request.method != "HEAD" and event["status"] != 304:
+                self._told_bytes = _length(event)
             self.began.set()
         else:
             await self._send_body(bytes(event.get("body", b"")), more=bool(event.get("more_body", False)))
@@ -117,11 +120,8 @@ class _Call:
             await self._room.wait()
 
     def _check_length(self, size_bytes: int, *, more: bool) -> None:
-        told = None if self.head is None else _length(self.head)
-        if told is None or self.request.method == "HEAD" or (self.head is not None and self.head["status"] == 304):
-            return
-        sent = self._sent_bytes + size_bytes
-        if sent > told or (sent < told and not more):
+        told, sent = self._told_bytes, self._sent_bytes + size_bytes
+        if told is not None and (sent > told or (sent < told and not more)):
             raise RuntimeError(f"the application told a length of {told} bytes, and its answer has {sent}")
 
     def body(self) -> tuple[Piece, ...] | AsyncIterator[Piece]:

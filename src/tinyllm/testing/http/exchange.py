@@ -81,16 +81,16 @@ class Exchange:
 
     # --- a connection --------------------------------------------------------------------------------
 
-    async def connect(self, limit_s: float | None, retries: int = 0) -> None:
+    async def connect(self, limit_s: float | None) -> None:
         """Use an idle connection, or make one, which takes a round trip of the link.
 
-        One that cannot be made is tried *retries* times more, as httpcore does: at once, then half a second
-        later, and each time twice as long. A fault of this one request strikes its first try only.
+        One that cannot be made is tried as often again as the pool says, in the way of httpcore: at once, then
+        half a second later, and each time twice as long. A fault of this one request strikes its first try only.
 
         Raises:
             NetworkFailure: a ConnectError, or a ConnectTimeout after *limit_s* seconds for each try.
         """
-        for number in range(retries):
+        for number in range(self._pool.retries):
             try:
                 await self._connect(limit_s)
             except NetworkFailure:
@@ -291,17 +291,13 @@ class Exchange:
 
     def _length(self) -> int | None:
         """How long the answer says its body is."""
-        length = self._told("content-length")
+        length = None if self._head is None else self._head.header("content-length")
         return None if length is None else int(length)
-
-    def _told(self, name: str) -> str | None:
-        """A header of the answer."""
-        headers = () if self._head is None else self._head.headers
-        return next((value for told, value in headers if told.lower() == name), None)
 
     def _closes(self) -> bool:
         """Whether one of the two ends said that the connection serves no other request."""
-        return "close" in (self.request.headers.get("connection", "").lower(), (self._told("connection") or "").lower())
+        told = None if self._head is None else self._head.header("connection")
+        return "close" in (self.request.headers.get("connection", "").lower(), (told or "").lower())
 
     def _closed(self) -> None:
         """The client has closed all its connections."""
@@ -334,16 +330,17 @@ class Exchange:
         if self.request.ended is not None:
             return
         self.request.ended = how
+        delivered = how == "delivered"
         all_read = self._serving.whole_sent and self._head is not None and not self.unread_bytes
-        self.request.all_read = how == "delivered" or all_read
-        self.request.heard = how == "delivered" or (all_read and not self._gave_up)
+        self.request.all_read = delivered or all_read
+        self.request.heard = delivered or (all_read and not self._gave_up)
         self.request.hindered = self._network.disturbed()
         self.request.ended_ns = self._network.loop.time_ns
         self._network.forget(self.number, self._connection)
         self._pool.on_close.pop(self.number, None)
         if self._timer is not None and not self._sent:
             self._timer.cancel()
-        if self._connection is not None and how == "delivered" and not self._closes():
+        if self._connection is not None and delivered and not self._closes():
             self._pool.keep(self._connection)
         self._pool.leave()
         self._serving.leave()

@@ -73,15 +73,12 @@ def _framed(answer: Answer, *, head_only: bool) -> Answer:
         if isinstance(known, tuple) and any(map(size_of, known)):
             raise ServerTypeError(f"an answer of status {answer.status} has no body")
         return replace(answer, chunks=())
-    if head_only and any(name.lower() == "content-length" for name, _ in answer.headers):
-        return replace(answer, chunks=())  # the length of what a GET would give
-    if isinstance(known, tuple) and not answer.streamed:
-        framing = (("content-length", str(sum(map(size_of, known)))),)
-    elif any(name.lower() == "content-length" for name, _ in answer.headers):
-        return replace(answer, chunks=() if head_only else known)
-    else:
-        framing = (("transfer-encoding", "chunked"),)
-    return replace(answer, headers=_unframed(answer) + framing, chunks=() if head_only else known)
+    counted = isinstance(known, tuple) and not answer.streamed
+    # To HEAD the length of what a GET would give.
+    if answer.header("content-length") is None or (counted and not head_only):
+        length = ("content-length", str(sum(map(size_of, known)))) if counted else ("transfer-encoding", "chunked")
+        answer = replace(answer, headers=(*_unframed(answer), length))
+    return replace(answer, chunks=()) if head_only else answer
 
 
 def _unframed(answer: Answer) -> tuple[tuple[str, str], ...]:

@@ -20,7 +20,7 @@ class Lane:
     While the link does not pass, what is sent is kept; call `unblock` whenever the links have changed.
     """
 
-    __slots__ = ("_arrives_ns", "_context", "_links", "_loop", "_source", "_target", "held", "kept")
+    __slots__ = ("_arrives_ns", "_context", "_links", "_loop", "_source", "_target", "kept")
 
     def __init__(self, loop: SimulatedLoop, links: Links, source: str, target: str, context: Context) -> None:
         self._loop = loop
@@ -29,8 +29,6 @@ class Lane:
         self._target = target
         self._context = context
         self._arrives_ns = 0
-        #: Whether the schedule made something late.
-        self.held = False
         self.kept: deque[tuple[int, Callable[..., object], tuple[Any, ...]]] = deque()
 
     @property
@@ -48,7 +46,6 @@ class Lane:
     def send(self, size_bytes: int, call: Callable[..., object], *args: Any) -> None:
         """Let *size_bytes* arrive, which calls *call* with *args*: at once, if nothing delays them."""
         late_ns = self._loop.outside_delay_ns(f"what {self._source} sends to {self._target}")
-        self.held = self.held or late_ns > 0
         if self.free and not late_ns:
             call(*args)
         elif self.kept or not self._links.passes(self._source, self._target):

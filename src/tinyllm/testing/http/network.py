@@ -164,9 +164,8 @@ class Network:
     def disturbed(self) -> bool:
         """Whether anything has departed from the plainest life so far: a fault, or a hold of the schedule."""
         struck = self.points is not None and self.points.struck
-        return bool(struck or self.links.changes or self.loop.applied_holds) or any(
-            host.hindrances for host in self.hosts.values()
-        )
+        hindered = any(host.hindered for host in self.hosts.values())
+        return bool(struck or self.links.disturbed or self.loop.applied_holds or hindered)
 
     def context_of(self, process: Process | None) -> Context:
         """The context of what *process* does with requests. Enter it from no callback that runs in it."""

@@ -107,15 +107,14 @@ class Breaking(Spoiling):
 
 
 class Cutting(Spoiling):
-    """The connection goes after so many *pieces*, at the end if there are fewer."""
+    """The connection goes after so many *pieces*, one at least, and at the end if there are fewer."""
 
     def __init__(self, pieces: int) -> None:
         self._left = pieces
 
     def take(self, piece: Piece) -> Iterator[Piece]:
-        if self._left:
-            self._left -= 1
-            yield piece
+        yield piece
+        self._left -= 1
         if not self._left:
             self.over = True
             yield from self.end()

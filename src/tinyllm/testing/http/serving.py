@@ -270,5 +270,4 @@ class Serving:
 
 def window_of(process: Process | None) -> int:
     """How many bytes the system under *process* takes before it reads them."""
-    bound = None if process is None else process.host.window_bytes
-    return WINDOW_BYTES if bound is None else max(1, min(WINDOW_BYTES, bound))
+    return WINDOW_BYTES if process is None else process.host.window(WINDOW_BYTES)

@@ -137,7 +137,7 @@ def damaged(outcome: Outcome, fault: Fault | None) -> Outcome:
             return _with(outcome, Breaking(size_bytes, Break(how="reset")))
         case CutMidBody():
             return _with(outcome, _cut_in_the_middle(outcome))
-        case CutMidBody() | CutMidStream() if _is_empty(outcome):
+        case CutMidStream() if _is_empty(outcome):
             return outcome  # its client is done when the head is there
         case CutMidStream(chunks=0):
             return replace(outcome, chunks=(Break(how="cut"),))
@@ -171,12 +171,11 @@ def _is_empty(answer: Answer) -> bool:
 
 def _doubled(answer: Answer, number: int) -> Answer:
     """Whatever sends a piece twice tells the length of what it sends."""
-    known = answer.chunks if isinstance(answer.chunks, tuple) else None
-    sent = _with(answer, Doubling(number if known is None else min(number, len(known) - 1)))
-    if not known:
+    sent, known = _with(answer, Doubling(number)), answer.chunks
+    if not isinstance(known, tuple) or not known:
         return sent
-    longer = sum(map(size_of, known)) + size_of(known[min(number, len(known) - 1)])
-    lengths = {"content-length": str(longer)}
+    twice = known[min(number, len(known) - 1)]
+    lengths = {"content-length": str(sum(map(size_of, (*known, twice))))}
     return replace(sent, headers=tuple((name, lengths.get(name.lower(), value)) for name, value in sent.headers))
 
 

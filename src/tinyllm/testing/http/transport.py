@@ -92,7 +92,7 @@ class Dialect:
         try:
             exchange = await self._begun(network, pool, name, request, limits.get("pool"))
             try:
-                await exchange.connect(limits.get("connect"), pool.retries)
+                await exchange.connect(limits.get("connect"))
                 await exchange.send(self._body_of(request), limits.get("write"))
                 answer = await exchange.answer(limits.get("read"))
             except BaseException:

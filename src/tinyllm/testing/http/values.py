@@ -84,10 +84,11 @@ class Answer:
     @property
     def content_type(self) -> str:
         """The value of its content-type header without parameters, "" if there is none."""
-        for name, value in self.headers:
-            if name.lower() == "content-type":
-                return value.partition(";")[0].strip()
-        return ""
+        return (self.header("content-type") or "").partition(";")[0].strip()
+
+    def header(self, name: str) -> str | None:
+        """The value of the first header of that name, which is given in lower case; None if there is none."""
+        return next((value for told, value in self.headers if told.lower() == name), None)
 
 
 #: What comes of a request that arrived: an answer, or a broken connection in its place.

@@ -115,7 +115,7 @@ class ModelServer(ABC):
             self._give_back(request)
             return
         asked, answer = self._given.pop(request)
-        if not heard and request.hindered:
+        if not heard and request.hindered and self.script.is_listed:
             self._unheard.append((asked.model, asked.messages, answer))
 
     def _meet(self, request: HttpRequest, fault: Fault | None) -> Outcome:
@@ -147,7 +147,7 @@ class ModelServer(ABC):
 
     def _not_heard(self, asked: Asked) -> Said | None:
         for index, (model, messages, answer) in enumerate(self._unheard):
-            if self.script.is_listed and model == asked.model and messages == asked.messages:
+            if model == asked.model and messages == asked.messages:
                 del self._unheard[index]
                 return answer
         return None

@@ -180,11 +180,9 @@ class SocketNetwork:
         return client
 
     def _window_of(self, host: str) -> int:
-        """The receive window of *host*: one byte at least, or nothing would ever arrive."""
+        """The receive window of *host*."""
         machine = self._hosts.get(host)
-        if machine is None or machine.window_bytes is None:
-            return self._window_bytes
-        return max(1, min(self._window_bytes, machine.window_bytes))
+        return self._window_bytes if machine is None else machine.window(self._window_bytes)
 
     def _forget(self, connection: Connection) -> None:
         self._live.pop(connection.number, None)
